@@ -11,6 +11,6 @@ one node of the graph, which hands autograd one gradient of k, and one of v.
 from groundkern.ops.attention_map.api import asked_kl as attention_kl
 from groundkern.ops.attention_map.api import asked_map as attention_map
 from groundkern.ops.side_attention.api import asked as side_attention
-from groundkern.together import Asked, run
+from groundkern.together import Asked, Repeated, run
 
-__all__ = ["Asked", "attention_kl", "attention_map", "run", "side_attention"]
+__all__ = ["Asked", "Repeated", "attention_kl", "attention_map", "run", "side_attention"]

@@ -7,13 +7,14 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from groundkern.kept import Versions, kept, versions
+from groundkern.kept import kept, versions
+from groundkern.messages import fail
 from groundkern.selection import KeySets, QueryRows, Selection
 
 Made = TypeVar("Made")
@@ -33,8 +34,9 @@ class Call:
     def __init__(self, selection: Selection, plan: tuple, options: tuple, backend: str) -> None:
         self.selection, self.plan = selection.contiguous(), plan
         self.options, self.backend = options, backend
-        self.prepared: dict[Hashable, object] = {}  # what all layers share, and nothing writes to
+        self.prepared: dict[Hashable, Any] = {}  # what all layers share, and nothing writes to
         self._read = [x for x in selection if x is not None]
+        self._versions = versions(self._read)
 
     @property
     def flat(self) -> tuple:
@@ -48,9 +50,11 @@ class Call:
             found = self.prepared[name] = make()
         return found
 
-    def versions(self) -> Versions | None:
-        """How often the selection was written to, if that is known."""
-        return versions(self._read)
+    def refuse_written(self) -> None:
+        """Raise, as autograd raises for what it saves, if the selection was written to."""
+        if self._versions != versions(self._read):
+            wanted = "rows, key sets and columns that nothing is written to before the backward"
+            fail("rows", wanted, "ones changed by an inplace operation", RuntimeError)
 
 
 def called(
@@ -75,7 +79,7 @@ def called(
     return kept(rows, others, (options, signature(inputs)), make), True
 
 
-def is_direct(tensors: Sequence[Tensor | None]) -> bool:
+def is_direct(tensors: Iterable[Tensor | None]) -> bool:
     """Whether a call of these tensors is a plain eager one: nothing traces, transforms or
     intercepts it."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
@@ -91,7 +95,7 @@ def is_direct(tensors: Sequence[Tensor | None]) -> bool:
     return True
 
 
-def signature(tensors: Sequence[Tensor | None]) -> tuple:
+def signature(tensors: Iterable[Tensor | None]) -> tuple:
     """What the checks of a call, its launch and its compiled kernels depend on in tensors."""
     return tuple(
         [

@@ -97,21 +97,20 @@ class Places:
         A place has one bag and, for each further row of the place, an empty one: on CUDA
         `index_add_` adds in any order, and here at most one of the things it adds is not 0.
         """
-        place, order = self._sorted
+        place, order = (self.sequence * self.total + self.position).sort(stable=True)
         first, end = (torch.searchsorted(place, place, right=right) for right in (False, True))
         number = torch.arange(len(place), device=place.device)
         return order, torch.where(first == number, number, end), place
 
-    @cached_property
-    def _sorted(self) -> tuple[Tensor, Tensor]:
-        """int64 [N]: the places of all rows among B x T, ascending, and the rows in this order."""
-        return (self.sequence * self.total + self.position).sort(stable=True)
-
-    def by_token(self, batch: int) -> tuple[Tensor, Tensor]:
-        """int32 [B * T + 1] and [N]: the first row of each token, among rows in this order."""
-        place, order = self._sorted
-        token = torch.arange(batch * self.total + 1, device=place.device)
-        return torch.searchsorted(place, token, out_int32=True), order.int()
+    def by_token(self, batch: int) -> list[tuple[Tensor, Tensor]]:
+        """int32 [B * T + 1] and [N] of each selection: the first row of each token, among rows in
+        this order."""
+        token = torch.arange(batch * self.total + 1, device=self.sequence.device)
+        found = []
+        for places in (self.sequence * self.total + self.position).split(self.sizes):
+            place, order = places.sort(stable=True)
+            found.append((torch.searchsorted(place, token, out_int32=True), order.int()))
+        return found
 
 
 def joins_by_kernel(backend: str, q: Tensor, v: Tensor) -> bool:
@@ -194,14 +193,15 @@ class _TakeBeside(Function):
         places, alone = ctx.places, len(gradients) == 1 + len(ctx.places.sizes)
         dq, *others = gradients[: 1 if alone else 5]
         dk, dv, own_dk, own_dv = others or (None,) * 4
-        rows = _rows(gradients[len(others) + 1 :], places, ctx.shape)
+        of_rows = gradients[len(others) + 1 :]
         plain = not torch.is_grad_enabled() and is_direct(gradients)
         if plain and places.triton:
             from groundkern.taken_kernels import join
 
             with in_body(next(x for x in gradients if x is not None).device):
-                whole = join(places, (dq, dk, dv), (own_dk, own_dv), rows, ctx.shape)
+                whole = join(places, (dq, dk, dv), (own_dk, own_dv), of_rows, ctx.shape)
         else:
+            rows = _rows(of_rows, places, ctx.shape)
             if dq is None and rows is not None:
                 dq = rows.new_zeros(ctx.shape)
             sums = dq, _sum(dk, own_dk), _sum(dv, own_dv)

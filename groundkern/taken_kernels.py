@@ -41,9 +41,11 @@ def _join(to_ptr, main, beside, rows, token, sizes, BLOCK: tl.constexpr, DIM: tl
         if beside is not None:
             x += _of_main(beside, b, s, e, mask & (s < length), DIM)
         if rows is not None:
-            for i in range(tl.load(rows[1] + token), tl.load(rows[1] + token + 1)):
-                at = wide(tl.load(rows[2] + i)) * elements + e
-                x += tl.load(rows[0] + at, mask=mask, other=0.0).to(tl.float32)
+            for n in tl.static_range(len(rows)):
+                ptr, first, order = rows[n]
+                for i in range(tl.load(first + token), tl.load(first + token + 1)):
+                    at = wide(tl.load(order + i)) * elements + e
+                    x += tl.load(ptr + at, mask=mask, other=0.0).to(tl.float32)
         tl.store(to_ptr + wide(token) * elements + e, x.to(to_ptr.dtype.element_ty), mask=mask)
 
 
@@ -52,7 +54,7 @@ def _join_kernel(
     to,  # (q, k, v): [B, T, H, D], or None
     main,  # (q, k, v): `Keys` or None
     beside,  # (k, v): `Keys` or None
-    rows,  # ([N, Hq, D], int32 [B * T + 1], int32 [N]) as `Places.by_token`, or None
+    rows,  # of each selection ([N, Hq, D], int32 [B * T + 1], int32 [N]) as `Places.by_token`
     length,  # S
     total,  # T
     q_elements,  # of a token
@@ -75,45 +77,39 @@ def _join_kernel(
 
 
 class _Launch:
-    """What is launched for gradients of a signature."""
+    """What is launched for gradients of a signature; arguments as in `join`."""
 
     def __init__(
         self,
         places: Places,
         main: Sequence[Tensor | None],
         beside: Sequence[Tensor | None],
-        rows: Tensor | None,
+        rows: Sequence[Tensor | None],
         shape: Sequence[int],
     ) -> None:
         self.launcher, total = Launcher(), places.total
-        batch, _, length, dim = shape
+        batch, heads, length, dim = shape
         keys = [y if x is None else x for x, y in zip(main[1:], beside)]
         self.shapes = [None if x is None else (batch, total, x.shape[1], x.shape[3]) for x in keys]
-        there = main[0] is not None or rows is not None
-        self.shapes.insert(0, (batch, total, shape[1], dim) if there else None)
+        added = any([x is not None for x in rows])
+        self.shapes.insert(0, (batch, total, heads, dim) if added or main[0] is not None else None)
         self.strides = [None if x is None else x.stride()[:3] for x in (*main, *beside)]
-        elements = [1 if x is None else x[2] * x[3] for x in self.shapes]
-        self.sizes = (length, total, *elements)
-        self.by_token = None if rows is None else places.by_token(batch)
-        value = 1 if self.shapes[2] is None else self.shapes[2][3]
-        self.constants = {"BLOCK": BLOCK, "D": dim, "DV": value, "num_warps": 4}
-        self.grid = (batch * total, 1 if keys == [None, None] else 2)
+        self.by_token = places.by_token(batch) if added else []
+        self.sizes = (length, total, *[1 if x is None else x[2] * x[3] for x in self.shapes])
+        value = self.shapes[2] or (1,)
+        self.constants = {"BLOCK": BLOCK, "D": dim, "DV": value[-1], "num_warps": 4}
+        self.grid = (batch * total, 1 if self.shapes[1:] == [None, None] else 2)
 
     def __call__(
-        self,
-        main: Sequence[Tensor | None],
-        beside: Sequence[Tensor | None],
-        rows: Tensor | None,
-        like: Tensor,
+        self, tensors: Sequence[Tensor | None], rows: Sequence[Tensor | None], like: Tensor
     ) -> list[Tensor | None]:
+        """Of main and then beside."""
         to = [None if shape is None else like.new_empty(shape) for shape in self.shapes]
-        read = [
-            None if x is None else Keys(x, *strides)
-            for x, strides in zip((*main, *beside), self.strides)
-        ]
-        of_rows = None if rows is None else (rows, *self.by_token)
-        arguments = (tuple(to), tuple(read[:3]), tuple(read[3:]), of_rows, *self.sizes)
-        self.launcher(_join_kernel, self.grid, arguments, self.constants)
+        pairs = zip(tensors, self.strides)
+        read = [None if x is None else Keys(x, *strides) for x, strides in pairs]
+        found = [(x, *by) for x, by in zip(rows, self.by_token) if x is not None]
+        tensors = tuple(to), tuple(read[:3]), tuple(read[3:]), tuple(found) or None
+        self.launcher(_join_kernel, self.grid, (*tensors, *self.sizes), self.constants)
         return to
 
 
@@ -121,7 +117,7 @@ def join(
     places: Places,
     main: Sequence[Tensor | None],
     beside: Sequence[Tensor | None],
-    rows: Tensor | None,
+    rows: Sequence[Tensor | None],
     shape: Sequence[int],
 ) -> list[Tensor | None]:
     """The gradients of the queries, keys and values [B, T, H, D] of all tokens, in one launch.
@@ -130,14 +126,13 @@ def join(
         places: of the rows.
         main: those of the main pass's queries, keys and values [B, H, S, D], or None.
         beside: what ops beside it found for its keys and values, or None.
-        rows: [N, Hq, D], or None.
+        rows: [N, Hq, D] of each selection, or None.
         shape: [B, Hq, S, D] of the main pass's queries.
     """
     tensors = [None if x is None else rows_contiguous(x) for x in (*main, *beside)]
-    rows = None if rows is None else aligned(rows)
-    like = next(x for x in (*tensors, rows) if x is not None)
-    key = signature((*tensors, rows))
+    rows = [None if x is None else aligned(x) for x in rows]
+    key = signature((*tensors, *rows))
     launch = places.launches.get(key)
     if launch is None:
         launch = places.launches[key] = _Launch(places, tensors[:3], tensors[3:], rows, shape)
-    return launch(tensors[:3], tensors[3:], rows, like)
+    return launch(tensors, rows, next(x for x in (*tensors, *rows) if x is not None))

@@ -8,15 +8,14 @@ handed one gradient of k and one of v. `python -m benchmarks.host` measures what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from groundkern import checks
-from groundkern.calls import Call, is_direct
+from groundkern.calls import Call, is_direct, signature
 from groundkern.op_body import NOTHING, in_body
 
 
@@ -29,15 +28,39 @@ class Asked(NamedTuple):
     direct: bool  # whether it needs no dispatcher
 
 
-class _Part(NamedTuple):
-    """A call, without its tensors."""
+class Repeated:
+    """A call that is asked for in layer after layer, with tensors of the layer.
 
-    op: Any
-    call: Call
-    versions: tuple[int, ...] | None  # of the selection
-    inputs: type  # `Inputs`
-    reads_v: bool
-    saved: int  # how many tensors of its own the backward reads besides inputs
+    What it found for one layer serves all whose tensors differ in their numbers alone. So it is for
+    one step's rows, sets, columns and targets, which nothing is written to meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Asked] = {}  # without tensors of a layer
+
+    def __call__(
+        self, options: Hashable, tensors: dict[str, Tensor | None], make: Callable[[], Asked]
+    ) -> Asked:
+        """What `make` asks for, checked if nothing like it has been asked for before.
+
+        Args:
+            options: all that it depends on besides.
+            tensors: of the layer, by the names of the op's `Inputs`.
+            make: without arguments; is given these tensors.
+        """
+        given = tensors.values()
+        if not is_direct(given):
+            return make()
+        key = options, signature(given)
+        known = self._known.get(key)
+        if known is not None:
+            return known._replace(inputs=known.inputs._replace(**tensors))
+        found = make()
+        as_given = all([getattr(found.inputs, name) is x for name, x in tensors.items()])
+        if found.direct and as_given:  # autocast may have cast them
+            nothing = found.inputs._replace(**dict.fromkeys(tensors))
+            self._known[key] = found._replace(inputs=nothing)
+        return found
 
 
 def run(asked: Sequence[Asked]) -> list[tuple[Tensor, ...]]:
@@ -86,52 +109,41 @@ class _Together(Function):
         *beside: Tensor | None,  # q of each, and its inputs after v
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        saved, results, parts = [k, v, *beside], [], []
+        ctx.asked = parts = []
+        saved, results = [k, v, *beside], ()
         with in_body(k.device):
             for op, call, inputs, _ in asked:
                 outputs = op.kernels(call.backend).forward(inputs, call)
                 own = op.saved(outputs)
-                results += outputs[: op.RESULTS]
+                parts.append((op, call, type(inputs), inputs.v is not None, len(own)))
                 saved += own
-                reads_v = inputs.v is not None
-                parts.append(
-                    _Part(op, call, call.versions(), type(inputs), reads_v, len(own))
-                )
-        ctx.parts = parts
+                results += outputs[: op.RESULTS]
         ctx.save_for_backward(*saved)
-        return tuple(results)
+        return results
 
     @staticmethod
     def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
-        k, v, *rest = ctx.saved_tensors  # once: checkpointing gives them out once
+        k, v, *saved = ctx.saved_tensors  # once: checkpointing gives them out once
         plain = not torch.is_grad_enabled() and is_direct(above)
-        widths = [len(part.inputs._fields) - 2 for part in ctx.parts]
-        beside, own = rest[: sum(widths)], rest[sum(widths) :]
         dk = dv = None
         gradients: list[Tensor | None] = []
+        at, own = 0, sum([len(inputs._fields) - 2 for _, _, inputs, *_ in ctx.asked])
         with in_body(k.device) if plain else NOTHING:
-            for part, width in zip(ctx.parts, widths):
-                op, upstream = part.op, above[: part.op.RESULTS]
-                of_inputs, saved = beside[:width], own[: part.saved]
-                above = above[op.RESULTS :]
-                beside, own = beside[width:], own[part.saved :]
+            for op, call, made, reads_v, count in ctx.asked:
+                upstream, above = above[: op.RESULTS], above[op.RESULTS :]
+                width = len(made._fields) - 2
+                q, *others = saved[at : at + width]
+                outputs = saved[own : own + count]
+                at, own = at + width, own + count
                 if all([x is None for x in upstream]):
                     gradients += [None] * width
                     continue
-                _refuse_written(part)
-                values = v if part.reads_v else None
-                inputs = part.inputs(of_inputs[0], k, values, *of_inputs[1:])
+                call.refuse_written()
+                inputs = made(q, k, v if reads_v else None, *others)
                 gradient = op.backward if plain else op.dispatched_backward
-                dq, dk, dv, *others = gradient(upstream, inputs, saved, part.call, dk, dv)
-                gradients += [dq, *others]
+                dq, dk, dv, *others = gradient(upstream, inputs, outputs, call, dk, dv)
+                gradients += (dq, *others)
         return None, dk, dv, *gradients
-
-
-def _refuse_written(part: _Part) -> None:
-    """Raise, as autograd raises for what it saves, if rows, sets or columns were written to."""
-    if part.versions != part.call.versions():
-        wanted = "rows, key sets and columns that nothing is written to before the backward"
-        checks.fail("rows", wanted, "ones changed by an inplace operation", RuntimeError)
 
 
 def added(found: Tensor | None, before: Tensor | None) -> Tensor | None:

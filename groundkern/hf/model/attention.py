@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from groundkern import asked, parallel, side_attention
 from groundkern.checks import fail
-from groundkern.asked import Asked
+from groundkern.asked import Asked, Repeated
 from groundkern.hf.model.apart import attend_apart
 from groundkern.hf.model.chosen_heads import key_heads, take_heads
 from groundkern.hf.model.context import Split
@@ -52,6 +52,11 @@ class Layer(NamedTuple):
     lse: Taken  # [N, Hq] of the main pass's log-sum-exp, if it is known
     masked: bool  # a mask hides keys from the main pass: `lse` may not be a normaliser
     sinks: Tensor | None  # [Hq], one more logit of each head that takes part in its softmax
+
+    @property
+    def alike(self) -> tuple:
+        """What an op depends on besides its tensors, rows and columns."""
+        return self.window, *self.options.values()
 
     def queries(self, rows: Rows) -> Tensor:
         """[N, Hq, D] of some rows; of this rank's own."""
@@ -120,6 +125,7 @@ class SideRows:
 
     def __init__(self, rows: Rows, allowed: KeySets | None, split: Split | None = None) -> None:
         self.rows, self.allowed, self.split = rows, allowed, split
+        self._repeated = Repeated()
 
     def allowed_in(self, layer: Layer) -> KeySets | None:
         """The keys they may see in a layer."""
@@ -142,10 +148,15 @@ class SideRows:
     def ask(self, layer: Layer) -> Asked:
         """Their attention in a layer. The main pass's log-sum-exp is a shift, which may be
         anything."""
-        rows, q = self.rows, layer.queries(self.rows)
-        options = {"allowed": self.allowed_in(layer), "lse": layer.lse.get(rows)}
-        at = rows.at(layer.window)
-        return asked.side_attention(q, layer.k, layer.v, at, **options, **layer.options)
+        rows, allowed = self.rows, self.allowed_in(layer)
+        q, lse = layer.queries(rows), layer.lse.get(rows)
+
+        def make() -> Asked:
+            options = {"allowed": allowed, "lse": lse, **layer.options}
+            return asked.side_attention(q, layer.k, layer.v, rows.at(layer.window), **options)
+
+        tensors = {"q": q, "k": layer.k, "v": layer.v, "lse": lse}
+        return self._repeated((layer.alike, id(allowed)), tensors, make)  # the call holds its bits
 
     def attended(self, layer: Layer, out: Tensor, lse: Tensor) -> Tensor:
         """[B, R, Hq, Dv] of what was answered."""

@@ -7,6 +7,7 @@ tensors: a layer that checkpointing recomputes reads the same maps and leaves th
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from groundkern import asked, attention_divergence, parallel
-from groundkern.asked import Asked
+from groundkern.asked import Asked, Repeated
 from groundkern.hf.model.attention import BodyRun, Layer, Question, Reading
 from groundkern.hf.model.attribution import SavedAttention
 from groundkern.hf.model.basic import basic_depth
@@ -86,6 +87,7 @@ class MapReading:
         # As the op names it: a mean that is renormalised later starts from full rows.
         self.over = "columns" if over == "columns" else "visible"
         self.uses_lse = self.over == "visible"
+        self.repeated = Repeated()
         self.windows: Counter[Window] = Counter()  # of the layers that counted so far
 
     def rows_in(self, number: int) -> Rows | None:
@@ -153,7 +155,20 @@ class MapReading:
         if at.split is not None:
             rows = at.rows.sharded(layer.window)
             return parallel.attention_map(q, layer.k, rows, at.split.columns, **options)
-        return asked.attention_map(q, layer.k, at.rows.at(layer.window), at.columns, **options)
+        def make() -> Asked:
+            rows = at.rows.at(layer.window)
+            return asked.attention_map(q, layer.k, rows, at.columns, **options)
+
+        return self.asked_again(layer, q, options, make)
+
+    def asked_again(
+        self, layer: Layer, q: Tensor, options: dict, make: Callable[[], Asked]
+    ) -> Asked:
+        """What `make` asks for, by what was found in the layers before if it has no tensors but q
+        and k."""
+        if options["lse"] is not None or options["head_weight"] is not None:
+            return make()
+        return self.repeated(layer.alike, {"q": q, "k": layer.k}, make)
 
     def all_columns(self, maps: Tensor) -> Tensor:
         """[N, C] of what `map` returned."""
@@ -184,8 +199,12 @@ class MapLoss(MapReading):
             options["heads"] = klal.heads
             of_rows, of_shard = asked.attention_kl, parallel.attention_kl
         if split is None:
-            rows = at.rows.at(layer.window)
-            return of_rows(q, layer.k, self.target, rows, at.columns, **options)
+
+            def make() -> Tensor | Asked:
+                rows = at.rows.at(layer.window)
+                return of_rows(q, layer.k, self.target, rows, at.columns, **options)
+
+            return make() if klal.from_maps else self.asked_again(layer, q, options, make)
         rows = at.rows.sharded(layer.window)
         own = of_shard(q, layer.k, self.target_here, rows, split.columns, **options)  # [N_r]
         return own.new_zeros(len(rows)).index_copy(0, rows.own, own)

@@ -152,8 +152,10 @@ def backward(above, inputs: Inputs, saved, call: Call, dk: Tensor | None, dv: Te
         dk, dv: what others found, which is written to.
     """
     upstream, saved = Upstream(above[0].contiguous()), Saved(*saved)
-    found = kernels(call.backend).backward(upstream, inputs, saved, call)
-    return _of_inputs(found, inputs, call, dk, dv)
+    body = kernels(call.backend).backward
+    if dk is not None and call.backend == "triton":
+        return _of_inputs(body(upstream, inputs, saved, call, dk), inputs, call, None, dv)
+    return _of_inputs(body(upstream, inputs, saved, call), inputs, call, dk, dv)
 
 
 def dispatched_backward(above, inputs: Inputs, saved, call: Call, dk, dv):

@@ -403,6 +403,7 @@ def _backward_dkv_kernel(
     BLOCK_N: tl.constexpr,
     LANES: tl.constexpr,
     VISIBLE: tl.constexpr,
+    ADD: tl.constexpr,  # to what dk has; a tile that no row reads is left alone
     KIND: tl.constexpr,
     RECTIFY: tl.constexpr,
 ):
@@ -445,6 +446,11 @@ def _backward_dkv_kernel(
             ds += tl.exp(log_p) * dnorm[:, None]
         dk += tk.dot(tl.trans(tk.uncapped_gradient(ds, raw, x.softcap).to(q.dtype)), q)
     to = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
-    tk.store_tile(dk_ptr, to, j < keys, dk * x.scale, D)
+    dk *= x.scale
+    stored = j < keys
+    if ADD:
+        stored = stored & (count > 0)
+        dk += tk.load_tile(dk_ptr, to, D, stored, D).to(tl.float32)
+    tk.store_tile(dk_ptr, to, stored, dk, D)
     if KIND == CONTRIBUTION:
-        tk.store_tile(dv_ptr, to, j < keys, dv, DV)
+        tk.store_tile(dv_ptr, to, stored, dv, DV)

@@ -118,6 +118,7 @@ class _Launch:
         q, k, v, g = inputs[:4]
         self.plan, self.selection, options = call.plan, call.selection, call.options
         self.launcher, self.scratch, tile = Launcher(), Scratch(), _tile(inputs, options)
+        self.adding = Launcher(), self.launcher  # of dk that is made, and added to
         (self.rows, heads, dim), (batch, kv_heads, self.keys, _) = q.shape, k.shape
         group, self.columns = heads // kv_heads, call.selection.columns.shape[1]
         parts = -(-group // self.plan.lanes)  # of a KV head's query heads, `lanes` at a time
@@ -236,12 +237,19 @@ class _Launch:
         made: Tensor | None,
         upstream: Tensor,
         dnorm: Tensor,
+        dk: Tensor | None = None,
     ) -> Gradients:
-        """All but dhead_weight; dnorm [N, Hq] is the normaliser's gradient."""
+        """All but dhead_weight.
+
+        Args:
+            dnorm: [N, Hq], the normaliser's gradient.
+            dk: to add to; None: it is made.
+        """
         q, k, v, g, weight = inputs[:5]
         above = (norm, weight, target, made, upstream, None if self.lse_grad else dnorm)
         x = self.maps(self.operands(inputs), *above, visible=self.reached)
-        dq, dk = q.new_empty(q.shape), k.new_empty(k.shape)
+        dq, add = q.new_empty(q.shape), dk is not None
+        dk = k.new_empty(k.shape) if dk is None else dk
         dv, dg = (None, None) if v is None else (v.new_empty(v.shape), g.new_empty(g.shape))
         grid = self.grids[self.reached]
         shapes = q.shape, None if g is None else g.shape
@@ -251,9 +259,8 @@ class _Launch:
         plan = self.plan
         spans = (None, plan.visible_row_spans) if self.reached else plan[2:4]
         arguments = (x, *spans, dk, dv, self.keys, plan.row_tiles.shape[1])
-        self.launcher(
-            kernels._backward_dkv_kernel, self.wide_grid, arguments, self.gradient_constants
-        )
+        constants = self.gradient_constants | {"ADD": add}
+        self.adding[add](kernels._backward_dkv_kernel, self.wide_grid, arguments, constants)
         return Gradients(dq, dk, dv, dg, None, dnorm if self.lse_grad else None)
 
 
@@ -281,12 +288,19 @@ def forward(inputs: Inputs, call: Call) -> Outputs:
     return Outputs(kl, saved, out)
 
 
-def backward(above: Upstream, inputs: Inputs, saved: Saved, call: Call) -> Gradients:
-    """Contiguous, in the inputs' dtypes and shapes; the same bits on every run."""
+def backward(
+    above: Upstream, inputs: Inputs, saved: Saved, call: Call, dk: Tensor | None = None
+) -> Gradients:
+    """Contiguous, in the inputs' dtypes and shapes; the same bits on every run.
+
+    Args:
+        dk: contiguous, what others found for k, which is added to; None: it is made.
+    """
     options, plan = call.options, call.plan
     if plan.tiles is None:
         like = like_gradients(inputs, options)
-        return Gradients(*(None if x is None else zeros_like(x) for x in like))
+        zeros = Gradients(*(None if x is None else zeros_like(x) for x in like))
+        return zeros if dk is None else zeros._replace(dk=dk)
     launch, inputs = _launch(inputs, call)
     upstream, made = tiles.aligned(above.upstream), tiles.aligned(saved.made)
     norm = tiles.aligned(saved.norm) if inputs.lse is None else inputs.lse
@@ -298,5 +312,5 @@ def backward(above: Upstream, inputs: Inputs, saved: Saved, call: Call) -> Gradi
             dnorm = torch.where(inputs.lse.isinf(), 0.0, dnorm)
     else:
         dweight, dnorm = launch.sums(*read)
-    gradients = launch.gradients(*read, dnorm)
+    gradients = launch.gradients(*read, dnorm, dk)
     return gradients._replace(dhead_weight=None if launch.kind == CONTRIBUTION else dweight)
