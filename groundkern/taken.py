@@ -180,7 +180,7 @@ class _TakeBeside(Function):
         if key is None:
             first = [query.view_as(query)]
         else:
-            q, k, v = (x[:, :, :length] for x in tensors)
+            q, k, v = [x.narrow(2, 0, length) for x in tensors]
             first = [q, k, v, k.view_as(k), v.view_as(v)]
             fixed = [[k, first[3]], [v, first[4]]]
             fixed = [of for x, of in zip((key, value), fixed, strict=True) if not x.requires_grad]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from groundkern.calls import Call, is_direct, signature
+from groundkern.calls import Call, is_direct
 from groundkern.op_body import NOTHING, in_body
 
 
@@ -39,27 +39,23 @@ class Repeated:
         self._known: dict[Hashable, Asked] = {}  # without tensors of a layer
 
     def __call__(
-        self, options: Hashable, tensors: dict[str, Tensor | None], make: Callable[[], Asked]
+        self, alike: Hashable, tensors: dict[str, Tensor | None], make: Callable[[], Asked]
     ) -> Asked:
         """What `make` asks for, checked if nothing like it has been asked for before.
 
         Args:
-            options: all that it depends on besides.
+            alike: equal for calls that differ in nothing but the numbers of these tensors.
             tensors: of the layer, by the names of the op's `Inputs`.
             make: without arguments; is given these tensors.
         """
-        given = tensors.values()
-        if not is_direct(given):
-            return make()
-        key = options, signature(given)
-        known = self._known.get(key)
+        known = self._known.get(alike)
         if known is not None:
             return known._replace(inputs=known.inputs._replace(**tensors))
         found = make()
         as_given = all([getattr(found.inputs, name) is x for name, x in tensors.items()])
         if found.direct and as_given:  # autocast may have cast them
             nothing = found.inputs._replace(**dict.fromkeys(tensors))
-            self._known[key] = found._replace(inputs=nothing)
+            self._known[alike] = found._replace(inputs=nothing)
         return found
 
 

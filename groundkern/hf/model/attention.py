@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from groundkern import asked, parallel, side_attention
+from groundkern.calls import is_direct, signature
 from groundkern.checks import fail
 from groundkern.asked import Asked, Repeated
 from groundkern.hf.model.apart import attend_apart
@@ -52,11 +53,7 @@ class Layer(NamedTuple):
     lse: Taken  # [N, Hq] of the main pass's log-sum-exp, if it is known
     masked: bool  # a mask hides keys from the main pass: `lse` may not be a normaliser
     sinks: Tensor | None  # [Hq], one more logit of each head that takes part in its softmax
-
-    @property
-    def alike(self) -> tuple:
-        """What an op depends on besides its tensors, rows and columns."""
-        return self.window, *self.options.values()
+    alike: int | None = None  # the same for layers that differ in the numbers of their tensors alone
 
     def queries(self, rows: Rows) -> Tensor:
         """[N, Hq, D] of some rows; of this rank's own."""
@@ -155,8 +152,10 @@ class SideRows:
             options = {"allowed": allowed, "lse": lse, **layer.options}
             return asked.side_attention(q, layer.k, layer.v, rows.at(layer.window), **options)
 
+        if layer.alike is None:
+            return make()
         tensors = {"q": q, "k": layer.k, "v": layer.v, "lse": lse}
-        return self._repeated((layer.alike, id(allowed)), tensors, make)  # the call holds its bits
+        return self._repeated((layer.alike, lse is None, id(allowed)), tensors, make)
 
     def attended(self, layer: Layer, out: Tensor, lse: Tensor) -> Tensor:
         """[B, R, Hq, Dv] of what was answered."""
@@ -221,6 +220,7 @@ class BodyRun:
         self.finished = False  # a layer that runs now is recomputed by checkpointing
         self._places: dict[tuple[Rows, ...], Places] = {}
         self._masks: list[tuple[Any, MainMask]] = []
+        self._alike: list[tuple] = []
 
     def main_mask(self, implementation: str, attention_mask: Any, total: int) -> MainMask:
         """The mask of the main tokens, looked at once for all layers that share it.
@@ -279,6 +279,23 @@ class BodyRun:
         if selections and selections not in self._places:
             self._places[selections] = Places(selections, q.shape[2], joins_by_kernel(self.backend, q, v))
         return self._places.get(selections)
+
+    def alike(self, tensors: Sequence[Tensor], others: tuple) -> int | None:
+        """A number for all layers that ops are called in alike.
+
+        Args:
+            tensors: of the layer, from which those of ops are made.
+            others: what ops depend on besides.
+
+        Returns:
+            The number; None: a call needs torch's dispatcher.
+        """
+        if not is_direct(tensors):
+            return None
+        found = (*others, signature(tensors))
+        if found not in self._alike:
+            self._alike.append(found)
+        return self._alike.index(found)
 
     def refuse_lost_graph(self, what: str) -> None:
         """Raise when a layer runs without the graph that `what` needs.
@@ -358,7 +375,8 @@ def _attend(
     lse = {} if main.lse is None else places.taken(main.lse)
     scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
     options = {"scale": scale, "softcap": softcap, "backend": run.backend}
-    rest = options, taken, lse, not mask.shows_all, kwargs.get("s_aux")
+    alike = run.alike((query, key, value), (window, scale, softcap, places))
+    rest = options, taken, lse, not mask.shows_all, kwargs.get("s_aux"), alike
     layer = Layer(number, module, q, own_k, own_v, main.out, window, *rest)
     side = _read(run, layer)
     out = main.out if side is None else torch.cat((main.out, side.to(main.out.dtype)), 1)

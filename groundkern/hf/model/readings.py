@@ -166,7 +166,8 @@ class MapReading:
     ) -> Asked:
         """What `make` asks for, by what was found in the layers before if it has no tensors but q
         and k."""
-        if options["lse"] is not None or options["head_weight"] is not None:
+        plain = options["lse"] is None and options["head_weight"] is None
+        if layer.alike is None or not plain:
             return make()
         return self.repeated(layer.alike, {"q": q, "k": layer.k}, make)
 
