@@ -211,11 +211,9 @@ class _TakeBeside(Function):
         return None, None, *[None if x is None else x.transpose(1, 2) for x in whole]
 
 
-def _rows(
-    gradients: Sequence[Tensor | None], places: Places, shape: torch.Size
-) -> Tensor | None:
+def _rows(gradients: Sequence[Tensor | None], places: Places, shape: torch.Size) -> Tensor | None:
     """[N, Hq, D], the gradients of all selections; None if none has one."""
-    if len(gradients) == 1 or all([x is None for x in gradients]):
+    if len(gradients) == 1 or all(x is None for x in gradients):
         return gradients[0]
     like = next(x for x in gradients if x is not None)
     sizes = zip(gradients, places.sizes, strict=True)

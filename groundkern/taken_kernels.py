@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 import triton.language as tl
 from torch import Tensor
 
@@ -91,7 +90,7 @@ class _Launch:
         batch, heads, length, dim = shape
         keys = [y if x is None else x for x, y in zip(main[1:], beside)]
         self.shapes = [None if x is None else (batch, total, x.shape[1], x.shape[3]) for x in keys]
-        added = any([x is not None for x in rows])
+        added = any(x is not None for x in rows)
         self.shapes.insert(0, (batch, total, heads, dim) if added or main[0] is not None else None)
         self.strides = [None if x is None else x.stride()[:3] for x in (*main, *beside)]
         self.by_token = places.by_token(batch) if added else []

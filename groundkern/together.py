@@ -52,7 +52,7 @@ class Repeated:
         if known is not None:
             return known._replace(inputs=known.inputs._replace(**tensors))
         found = make()
-        as_given = all([getattr(found.inputs, name) is x for name, x in tensors.items()])
+        as_given = all(getattr(found.inputs, name) is x for name, x in tensors.items())
         if found.direct and as_given:  # autocast may have cast them
             nothing = found.inputs._replace(**dict.fromkeys(tensors))
             self._known[alike] = found._replace(inputs=nothing)
@@ -131,7 +131,7 @@ class _Together(Function):
                 q, *others = saved[at : at + width]
                 outputs = saved[own : own + count]
                 at, own = at + width, own + count
-                if all([x is None for x in upstream]):
+                if all(x is None for x in upstream):
                     gradients += [None] * width
                     continue
                 call.refuse_written()

@@ -46,6 +46,7 @@ ARROWS = {
     "shared": {"shared"},
     "tiles": {"shared", "tiles", "triton"},
     "native": {"shared", "_C"},
+    "taken": {"shared", "taken", "tiles"},
     "contract": {"shared"},  # the op's folder itself: the NamedTuples that its files share
     "native_kernels": {"shared", "contract", "native", "_C"},
     "triton_kernels": {"shared", "contract", "tiles", "triton"},
@@ -57,7 +58,7 @@ ARROWS = {
     "public": {"shared", "api", "public"},
     "parallel": {"shared", "public", "parallel"},
     "hf data": {"shared", "public", "hf data", "hugging face"},
-    "hf": {"shared", "public", "parallel", "hf data", "hf", "hugging face"},
+    "hf": {"shared", "taken", "public", "parallel", "hf data", "hf", "hugging face"},
     "trainer": {"public", "hf data", "hf", "trainer", "hugging face"},
     # each imports the trainer that it is for; the program's config and reader of samples are theirs
     "integrations": {
@@ -184,8 +185,8 @@ def role(module: str) -> str | None:
     match parts[1:]:
         case ["_C"] | ["native"]:
             return parts[1]
-        case ["tiles"]:
-            return "tiles"
+        case ["tiles"] | ["taken"]:
+            return parts[1]
         case [leaf] if leaf.endswith("_kernels"):
             return "tiles"
         case ["head_kernels"]:
@@ -197,7 +198,16 @@ def role(module: str) -> str | None:
         case (
             []
             | ["environment"]
-            | ["asked" | "losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters" | "normaliser"]
+            | [
+                "asked"
+                | "losses"
+                | "maps"
+                | "maps_in_time"
+                | "metrics"
+                | "public"
+                | "rasters"
+                | "normaliser"
+            ]
             | ["compat" | "divergence" | "targets", *_]
         ):
             return "public"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from groundkern.hf import Klal, Smam, attach
 from groundkern import asked
+from groundkern.hf import Klal, Smam, attach
 from groundkern.hf.model import attention
 from tests.hf.closeness import gradients
 from tests.hf.conftest import MODELS

@@ -104,9 +104,7 @@ def test_the_kernel_joins_what_torch_joins(total: int, dtype: torch.dtype) -> No
     for used in USED:
         pairs = [(x, y, dx) for x, y, dx, n in zip(found, wide, upstream, used, strict=True) if n]
         results, wanted, above = zip(*pairs, strict=True)
-        got = torch.autograd.grad(
-            results, inputs, above, retain_graph=True, materialize_grads=True
-        )
+        got = torch.autograd.grad(results, inputs, above, retain_graph=True, materialize_grads=True)
         truth = torch.autograd.grad(
             wanted, inputs, [dx.double() for dx in above], retain_graph=True, materialize_grads=True
         )

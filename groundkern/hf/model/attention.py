@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from groundkern import asked, parallel, side_attention
+from groundkern.asked import Asked, Repeated
 from groundkern.calls import is_direct, signature
 from groundkern.checks import fail
-from groundkern.asked import Asked, Repeated
 from groundkern.hf.model.apart import attend_apart
 from groundkern.hf.model.chosen_heads import key_heads, take_heads
 from groundkern.hf.model.context import Split
@@ -53,7 +53,9 @@ class Layer(NamedTuple):
     lse: Taken  # [N, Hq] of the main pass's log-sum-exp, if it is known
     masked: bool  # a mask hides keys from the main pass: `lse` may not be a normaliser
     sinks: Tensor | None  # [Hq], one more logit of each head that takes part in its softmax
-    alike: int | None = None  # the same for layers that differ in the numbers of their tensors alone
+    alike: int | None = (
+        None  # the same for layers that differ in the numbers of their tensors alone
+    )
 
     def queries(self, rows: Rows) -> Tensor:
         """[N, Hq, D] of some rows; of this rank's own."""
@@ -277,7 +279,9 @@ class BodyRun:
             found.append(self.side.rows)
         selections = tuple(dict.fromkeys(rows for rows in found if rows is not None))
         if selections and selections not in self._places:
-            self._places[selections] = Places(selections, q.shape[2], joins_by_kernel(self.backend, q, v))
+            self._places[selections] = Places(
+                selections, q.shape[2], joins_by_kernel(self.backend, q, v)
+            )
         return self._places.get(selections)
 
     def alike(self, tensors: Sequence[Tensor], others: tuple) -> int | None:

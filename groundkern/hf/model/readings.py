@@ -155,6 +155,7 @@ class MapReading:
         if at.split is not None:
             rows = at.rows.sharded(layer.window)
             return parallel.attention_map(q, layer.k, rows, at.split.columns, **options)
+
         def make() -> Asked:
             rows = at.rows.at(layer.window)
             return asked.attention_map(q, layer.k, rows, at.columns, **options)

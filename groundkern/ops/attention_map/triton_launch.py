@@ -2,6 +2,7 @@
 KL."""
 
 from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -171,7 +172,9 @@ class _Launch:
         tiles_of = (plan.visible_tiles, None) if visible else (plan.tiles, plan.key_tiles)
         return Maps(*operands, self.selection, *tiles_of, plan.place, *others, *self.numbers)
 
-    def parts(self, name: str, grid: tuple[int, ...], counters: int, *shapes: tuple | None) -> tuple:
+    def parts(
+        self, name: str, grid: tuple[int, ...], counters: int, *shapes: tuple | None
+    ) -> tuple:
         """What the splits of a launch leave of each shape, nothing if there is one, and the
         counters of their merge."""
         splits = grid[-1] if grid[-1] > 1 else 0
