@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import triton.language as tl
 from torch import Tensor
@@ -11,9 +11,6 @@ from torch import Tensor
 from groundkern.calls import signature
 from groundkern.tile_kernels import Keys, wide
 from groundkern.tiles import Launcher, aligned, helper, kernel, rows_contiguous
-
-if TYPE_CHECKING:
-    from groundkern.taken import Places
 
 BLOCK = 1024  # elements of a token that a program reads at a time
 
@@ -73,6 +70,16 @@ def _join_kernel(
             _join(to[1], main[1], beside[0], None, token, (length, total, k_elements), BLOCK, D)
         if to[2] is not None:
             _join(to[2], main[2], beside[1], None, token, (length, total, v_elements), BLOCK, DV)
+
+
+class Places(Protocol):
+    """`groundkern.taken.Places`."""
+
+    total: int
+    launches: dict[Any, Any]
+
+    def by_token(self, batch: int) -> list[tuple[Tensor, Tensor]]:
+        """Of each selection, the first row of each token, and the rows by their tokens."""
 
 
 class _Launch:

@@ -72,6 +72,7 @@ ARROWS = {
     },
     "benchmarks": {
         "shared",
+        "taken",
         "public",
         "parallel",
         "hf data",
@@ -84,6 +85,7 @@ ARROWS = {
     "ranks": {"public", "hf data", "hf", "trainer", "benchmarks", "ranks", "hugging face"},
     "tests": {
         "shared",
+        "taken",
         "public",
         "parallel",
         "hf data",
@@ -120,6 +122,7 @@ EXCEPTIONS = {
     ("benchmarks.host.stand_in", "groundkern.tiles"),
     ("benchmarks.host.stand_in", "triton.compiler"),
     # times what a launch is made of
+    ("benchmarks.host.breakdown", "groundkern.taken_kernels"),
     *(("benchmarks.host.breakdown", f"groundkern.ops.{op}.triton_launch") for op in LAYER_OPS),
     ("benchmarks.host.breakdown", "groundkern.tiles"),
     # counts what is merged as the launchers do

@@ -13,7 +13,7 @@ from benchmarks.host.layers import WARM
 from benchmarks.host.spans import Spans
 from benchmarks.launches.noting import kernel_class
 from groundkern import asked, backends, calls, checks, taken, taken_kernels
-from groundkern.hf.model import attention, readings
+from groundkern.hf.model import layer, readings
 from groundkern.lse import Watch
 from groundkern.ops.attention_map import triton_launch as map_launch
 from groundkern.ops.side_attention import triton_launch as side_launch
@@ -25,7 +25,7 @@ def _named() -> Iterator[tuple[str, object, str]]:
     yield "lse: Watch.lse", Watch, "lse"
     yield "wrapper: rows taken", taken.Places, "take"
     yield "wrapper: gradients joined", taken_kernels, "join"
-    yield "wrapper: side rows", attention.SideRows, "ask"
+    yield "wrapper: side rows", layer.SideRows, "ask"
     yield "wrapper: map loss", readings.MapLoss, "read"
     yield "wrapper: own columns", readings.MapRows, "own"
     yield "op: asked", asked, "side_attention"

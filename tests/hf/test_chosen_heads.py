@@ -9,8 +9,8 @@ import torch
 
 from groundkern import attention_map
 from groundkern.hf import Klal, attach
-from groundkern.hf.model.attention import Layer
 from groundkern.hf.model.chosen_heads import key_heads, take_heads
+from groundkern.hf.model.layer import Layer
 from groundkern.hf.model.readings import MapLoss, MapRows
 from groundkern.hf.model.rows import Rows
 from tests.hf.closeness import assert_same_gradients, gradients

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from groundkern import QueryRows
-from groundkern.hf.model.attention import LAYER, RUN, BodyRun, Layer, grounded
+from groundkern.hf.model.attention import LAYER, RUN, BodyRun, grounded
+from groundkern.hf.model.layer import Layer
 from groundkern.hf.model.rows import Rows
 from groundkern.taken import Places, take_beside
 

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from groundkern import asked, attention_divergence, parallel
 from groundkern.asked import Asked, Repeated
-from groundkern.hf.model.attention import BodyRun, Layer, Question, Reading
+from groundkern.hf.model.attention import BodyRun, Reading
 from groundkern.hf.model.attribution import SavedAttention
 from groundkern.hf.model.basic import basic_depth
 from groundkern.hf.model.chosen_heads import take_heads
 from groundkern.hf.model.columns import SplitColumns
 from groundkern.hf.model.gradcam import SavedLayers, gradcam_terms
 from groundkern.hf.model.head_weight import head_weight_of
+from groundkern.hf.model.layer import Layer, Question
 from groundkern.hf.model.patch_weight import PatchWeight
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import Rows, Window, map_sets
