@@ -8,14 +8,14 @@ handed one gradient of k and one of v. `python -m benchmarks.host` measures what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from groundkern.calls import Call, is_direct
+from groundkern.calls import Call, is_direct, signature
 from groundkern.op_body import NOTHING, in_body
 
 
@@ -36,26 +36,32 @@ class Repeated:
     """
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, Asked] = {}  # without tensors of a layer
+        # (options, signature, call without tensors of a layer): a few, compared one by one because
+        # hashing them takes longer
+        self._known: list[tuple[Any, tuple, Asked]] = []
 
     def __call__(
-        self, alike: Hashable, tensors: dict[str, Tensor | None], make: Callable[[], Asked]
+        self, options: Any, tensors: dict[str, Tensor | None], make: Callable[[], Asked]
     ) -> Asked:
         """What `make` asks for, checked if nothing like it has been asked for before.
 
         Args:
-            alike: equal for calls that differ in nothing but the numbers of these tensors.
+            options: what the call depends on besides.
             tensors: of the layer, by the names of the op's `Inputs`.
             make: without arguments; is given these tensors.
         """
-        known = self._known.get(alike)
-        if known is not None:
-            return known._replace(inputs=known.inputs._replace(**tensors))
+        given = tensors.values()
+        if not is_direct(given):
+            return make()
+        signed = signature(given)
+        for asked_with, of, known in self._known:
+            if of == signed and asked_with == options:
+                return known._replace(inputs=known.inputs._replace(**tensors))
         found = make()
         as_given = all(getattr(found.inputs, name) is x for name, x in tensors.items())
         if found.direct and as_given:  # autocast may have cast them
             nothing = found.inputs._replace(**dict.fromkeys(tensors))
-            self._known[alike] = found._replace(inputs=nothing)
+            self._known.append((options, signed, found._replace(inputs=nothing)))
         return found
 
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from groundkern import asked
-from groundkern.calls import is_direct, signature
 from groundkern.checks import fail
 from groundkern.hf.model.apart import attend_apart
 from groundkern.hf.model.context import Split
@@ -102,7 +101,6 @@ class BodyRun:
         self.finished = False  # a layer that runs now is recomputed by checkpointing
         self._places: dict[tuple[Rows, ...], Places] = {}
         self._masks: list[tuple[Any, MainMask]] = []
-        self._alike: list[tuple] = []
 
     def main_mask(self, implementation: str, attention_mask: Any, total: int) -> MainMask:
         """The mask of the main tokens, looked at once for all layers that share it.
@@ -163,23 +161,6 @@ class BodyRun:
                 selections, q.shape[2], joins_by_kernel(self.backend, q, v)
             )
         return self._places.get(selections)
-
-    def alike(self, tensors: Sequence[Tensor], others: tuple) -> int | None:
-        """A number for all layers that ops are called in alike.
-
-        Args:
-            tensors: of the layer, from which those of ops are made.
-            others: what ops depend on besides.
-
-        Returns:
-            The number; None: a call needs torch's dispatcher.
-        """
-        if not is_direct(tensors):
-            return None
-        found = (*others, signature(tensors))
-        if found not in self._alike:
-            self._alike.append(found)
-        return self._alike.index(found)
 
     def refuse_lost_graph(self, what: str) -> None:
         """Raise when a layer runs without the graph that `what` needs.
@@ -259,8 +240,7 @@ def _attend(
     lse = {} if main.lse is None else places.taken(main.lse)
     scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
     options = {"scale": scale, "softcap": softcap, "backend": run.backend}
-    alike = run.alike((query, key, value), (window, scale, softcap, places))
-    rest = options, taken, lse, not mask.shows_all, kwargs.get("s_aux"), alike
+    rest = options, taken, lse, not mask.shows_all, kwargs.get("s_aux")
     layer = Layer(number, module, q, own_k, own_v, main.out, window, *rest)
     side = _read(run, layer)
     out = main.out if side is None else torch.cat((main.out, side.to(main.out.dtype)), 1)

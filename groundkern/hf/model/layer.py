@@ -124,10 +124,8 @@ class SideRows:
             options = {"allowed": allowed, "lse": lse, **layer.options}
             return asked.side_attention(q, layer.k, layer.v, rows.at(layer.window), **options)
 
-        if layer.alike is None:
-            return make()
-        tensors = {"q": q, "k": layer.k, "v": layer.v, "lse": lse}
-        return self._repeated((layer.alike, lse is None, id(allowed)), tensors, make)
+        options = layer.window, layer.options, id(allowed)  # of which the call holds the bits
+        return self._repeated(options, {"q": q, "k": layer.k, "v": layer.v, "lse": lse}, make)
 
     def attended(self, layer: Layer, out: Tensor, lse: Tensor) -> Tensor:
         """[B, R, Hq, Dv] of what was answered."""

@@ -168,10 +168,9 @@ class MapReading:
     ) -> Asked:
         """What `make` asks for, by what was found in the layers before if it has no tensors but q
         and k."""
-        plain = options["lse"] is None and options["head_weight"] is None
-        if layer.alike is None or not plain:
+        if options["lse"] is not None or options["head_weight"] is not None:
             return make()
-        return self.repeated(layer.alike, {"q": q, "k": layer.k}, make)
+        return self.repeated((layer.window, layer.options), {"q": q, "k": layer.k}, make)
 
     def all_columns(self, maps: Tensor) -> Tensor:
         """[N, C] of what `map` returned."""
