@@ -48,7 +48,11 @@ class Places:
     """
 
     def __init__(self, selections: Sequence[Selected], total: int, triton: bool = False) -> None:
-        self.selections, self.total, self.triton = selections, total, triton
+        self.selections, self.total, self.join = selections, total, None
+        if triton:
+            from groundkern.taken_kernels import join
+
+            self.join = join
         places = [rows.queries() for rows in selections]
         self.sizes = [len(sequence) for sequence, _ in places]
         self.sequence = torch.cat([sequence for sequence, _ in places]).long()
@@ -195,11 +199,9 @@ class _TakeBeside(Function):
         dk, dv, own_dk, own_dv = others or (None,) * 4
         of_rows = gradients[len(others) + 1 :]
         plain = not torch.is_grad_enabled() and is_direct(gradients)
-        if plain and places.triton:
-            from groundkern.taken_kernels import join
-
+        if plain and places.join is not None:
             with in_body(next(x for x in gradients if x is not None).device):
-                whole = join(places, (dq, dk, dv), (own_dk, own_dv), of_rows, ctx.shape)
+                whole = places.join(places, (dq, dk, dv), (own_dk, own_dv), of_rows, ctx.shape)
         else:
             rows = _rows(of_rows, places, ctx.shape)
             if dq is None and rows is not None:

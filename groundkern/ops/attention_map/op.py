@@ -4,6 +4,8 @@ run without torch's dispatcher (`groundkern.together`).
 An op's absent gradient travels as an empty tensor, because an op's outputs cannot be None.
 """
 
+from functools import cache
+
 from torch import Tensor
 from torch.library import custom_op
 
@@ -26,6 +28,7 @@ from groundkern.precision import accumulation_dtype
 from groundkern.selection import KeySets, QueryRows, Selection
 
 
+@cache
 def kernels(backend: str):
     """The module that implements `forward` and `backward` for a backend."""
     match backend:

@@ -1,6 +1,8 @@
 """`groundkern::side_attention` and its backward, opaque to torch.compile, and what eager calls run
 without torch's dispatcher (`groundkern.together`)."""
 
+from functools import cache
+
 from torch import Tensor
 from torch.library import custom_op
 
@@ -13,6 +15,7 @@ from groundkern.precision import accumulation_dtype
 from groundkern.selection import KeySets, QueryRows, Selection
 
 
+@cache
 def kernels(backend: str):
     """The module that implements `forward` and `backward` for a backend."""
     match backend:
