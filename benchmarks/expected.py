@@ -41,13 +41,21 @@ class Card:
     forward: float = 0.44  # share of that rate that Triton reaches in a forward
     backward: float = 0.35  # and in a backward
     merge: float = 42.0  # KB a microsecond that one program reads of others' sums
+    exchange_us: float = 0.5  # that a program waits for the L2 cache when programs merge
     clock: float = 1.7  # GHz under load
     issue: float = 0.6  # share of the clocks in which the loss's row kernel issues an instruction
     cuda_forward: float = 0.94  # share of that rate that a CUDA / CuTe kernel reaches
     cuda_backward: float = 0.65
 
 
-HOPED = {"memory": 0.95, "forward": 0.60, "backward": 0.50, "merge": 112.0, "issue": 0.8}
+HOPED = {
+    "memory": 0.95,
+    "forward": 0.60,
+    "backward": 0.50,
+    "merge": 112.0,
+    "exchange_us": 0.3,
+    "issue": 0.8,
+}
 WHY = {
     "bandwidth": "TB/s, of a copy",
     "rate": "TFLOP/s, of a large bf16 matrix product",
@@ -59,6 +67,8 @@ WHY = {
     "backward": "of that rate, in Triton: a guess, a fifth below the forward",
     "merge": "KB/us, one program from the L2 cache: a processor's share of 5.5 TB/s, or 64 bytes a "
     "clock: a guess",
+    "exchange_us": "us, of a load from the L2 cache or of an atomic there with its fence, while a "
+    "program waits for it: a guess",
     "clock": "GHz of a processor under load: a guess",
     "issue": "of the clocks, in which the loss's row kernel issues an instruction: a guess",
     "cuda_forward": "of that rate, in CUDA / CuTe: FlashAttention-3's 75 % of 989",
@@ -95,7 +105,8 @@ def _times(one: Pass, card: Card) -> dict[str, float]:
     reached = card.backward if "backward" in one.kernel or "dk" in one.kernel else card.forward
     matrix = one.flops / (card.rate * 1e6 * reached * one.busy)
     longer = {"memory": memory} if memory >= matrix else {"matrix": matrix}
-    return {**longer, "latency": card.graph_us, "merge": one.merged / 1e3 / card.merge}
+    merge = one.merged / 1e3 / card.merge + one.exchanges * card.exchange_us
+    return {**longer, "latency": card.graph_us, "merge": merge}
 
 
 def _cuda(floor: floors.Floor, mode: floors.Mode, card: Card) -> float:
@@ -165,7 +176,7 @@ HEAD += " CUDA / CuTe, us |"
 KERNELS = """\
 | kernel | reads | writes | dots |
 |---|---|---|---|
-| side `_forward_kernel` | q, K, V; every split's partial sums | those, out and its rest, lse | 2 |
+| side `_forward_kernel` | q, K, V; from L2 all partial sums | those, out and its rest, lse | 2 |
 | side `_backward_kernel`, to 128 lanes | q, dout, out, K, V | dk, dv, partial dq | 5 |
 | side `_backward_dq_kernel`, above | q, dout, out, K, V | partial dq, delta | 3 |
 | side `_backward_dkv_kernel`, above | q, dout, K, V | dk, dv | 4 |

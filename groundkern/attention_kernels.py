@@ -15,11 +15,13 @@ from groundkern.plan import Plan
 from groundkern.plan_kernels import FIELDS
 from groundkern.selection import Selection
 from groundkern.tile_kernels import Heads, Keys, wide
-from groundkern.tiles import Tile, helper, splits
+from groundkern.tiles import INTERPRETED, MOST_SPLITS, Tile, helper, padded, splits
 
 _FIELDS = tl.constexpr(FIELDS)
 RADIX = 8  # parts that one program merges at a time
 _RADIX = tl.constexpr(RADIX)
+_MOST_SPLITS = tl.constexpr(MOST_SPLITS)
+_LOOKS = tl.constexpr(2 if INTERPRETED else 16)  # at the counter, each of which takes about 0.7 us
 
 
 class Attention(NamedTuple):
@@ -104,9 +106,9 @@ def unread_key(x, first, count, e, keys, BLOCK_N: tl.constexpr):
 
 
 @helper
-def load_part(ptr, at, mask):
+def load_part(ptr, at, mask, other=0.0):
     """What another program left: not from the L1 cache, which may hold what was there before."""
-    return tl.load(ptr + at, mask=mask, other=0.0, cache_modifier=".cg")
+    return tl.load(ptr + at, mask=mask, other=other, cache_modifier=".cg")
 
 
 @helper
@@ -130,6 +132,88 @@ def last_to_arrive(counter_ptr, expected):
 
 
 @helper
+def pieces(x):
+    """Of the lanes of a row tile, for who merges them: the first, the last + 1, how many are a
+    piece, and how many pieces there are: one for each program of the later half to arrive."""
+    record = x.tiles + wide(tl.program_id(0)) * _FIELDS
+    lane, end = tl.load(record + 1), tl.load(record + 2)
+    step = tl.maximum(tl.cdiv((end - lane) * 2, tl.num_programs(2)), 1)
+    return lane, end, step, tl.cdiv(end - lane, step)
+
+
+@helper
+def taken(counters_ptr, merging, leaving):
+    """How many pieces were taken before; counts one more if `merging`, and a program that counts
+    nothing any more if `leaving`: the last of these sets both counters to 0."""
+    before = tl.atomic_add(counters_ptr + 1, merging + (leaving << 16), sem="acq_rel", scope="gpu")
+    if (leaving > 0) & ((before >> 16) + leaving == tl.num_programs(2)):
+        tl.store(counters_ptr, 0)
+        tl.store(counters_ptr + 1, 0)
+    return before & 0xFFFF
+
+
+@helper
+def arrive(counters_ptr, pieces):
+    """Which piece a program is to merge now that all others of its row tile have left their parts
+    (`pieces`: none), and whether (1 or 0) it was the last to: then it has to come back for pieces
+    that nobody took, by `taken(counters_ptr, 1, 1)`. Others may still take some of those and store
+    the same bits.
+
+    The later half wait a moment for the last, to merge with it. Nobody has to: who does not see it
+    come leaves, so that nothing hangs if programs do not run at the same time.
+    """
+    splits = tl.num_programs(2)
+    tl.debug_barrier()  # the stores of all threads come before the arrival
+    before = tl.atomic_add(counters_ptr, 1, sem="acq_rel", scope="gpu")
+    there, looks = before + 1, 0
+    while (there < splits) & (looks < _LOOKS) & (before * 2 + 1 >= splits):
+        there = tl.atomic_add(counters_ptr, 0, sem="acquire", scope="gpu")
+        looks += 1
+    merging, last = (there == splits).to(tl.int32), (before + 1 == splits).to(tl.int32)
+    piece = taken(counters_ptr, merging, 1 - last)
+    return tl.where(merging > 0, piece, pieces), last
+
+
+@helper
+def merged(
+    ptrs,  # fp32 m, l [splits, N, Hq] and acc [splits, N, Hq, Dv]
+    at,  # [LANES], int64: where lanes are in the first part
+    size,
+    mask,
+    DV: tl.constexpr,
+    RUNNING: tl.constexpr,
+):
+    """m, l [LANES] and acc [LANES, padded Dv] of all splits: always in the same order, and with the
+    loads of many parts under way at a time. RUNNING: l and acc are scaled by 2^-m; else all three
+    are sums."""
+    splits = tl.num_programs(2)
+    NONE: tl.constexpr = -float("inf") if RUNNING else 0.0
+    part = tl.arange(0, _MOST_SPLITS)[None, :]
+    here, at_part = mask[:, None] & (part < splits), at[:, None] + part.to(tl.int64) * size
+    m_parts = load_part(ptrs[0], at_part, here, NONE)
+    l_parts = load_part(ptrs[1], at_part, here)
+    if RUNNING:
+        m = tl.max(m_parts, 1)
+        shift = tl.where(m == NONE, 0.0, m)[:, None]
+        l_parts *= tl.exp2(m_parts - shift)
+    else:
+        m = tl.sum(m_parts, 1)
+    PARTS: tl.constexpr = 512 // max(padded(DV), 64)
+    d = tl.arange(0, padded(DV))[None, None, :]
+    acc = tl.zeros((at.shape[0], padded(DV)), tl.float32)
+    for first in tl.range(0, splits, PARTS, num_stages=5):
+        some = first + tl.arange(0, PARTS)[None, :]
+        there, at_some = mask[:, None] & (some < splits), at[:, None] + some.to(tl.int64) * size
+        stored = there[:, :, None] & (d < DV)
+        sums = load_part(ptrs[2], at_some[:, :, None] * DV + d, stored)
+        if RUNNING:
+            scale = tl.exp2(load_part(ptrs[0], at_some, there, NONE) - shift)
+            sums *= scale[:, :, None]
+        acc += tl.sum(sums, 1)
+    return m, tl.sum(l_parts, 1), acc
+
+
+@helper
 def split_group(counters_ptr):
     """Of the group of at most RADIX splits that a program merges with: where the counters of its
     row tile and virtual head are, the last of which is of the groups; which group it is, how many
@@ -149,5 +233,6 @@ def row_grid(plan: Plan, kv_heads: int, keys: int, tile: Tile, device) -> tuple[
 
 
 def merge_counters(grid: tuple[int, int, int]) -> int:
-    """How many counters a merge tree of a grid of (row tiles, KV heads, splits) uses."""
+    """How many counters a merge of a grid of (row tiles, KV heads, splits) uses at most: a tree one
+    for each group and one for all groups, `arrive` two."""
     return grid[0] * grid[1] * (-(-grid[2] // RADIX) + 1)

@@ -12,6 +12,9 @@ from torch import Tensor
 Inputs = TypeVar("Inputs", bound=tuple)
 Made = TypeVar("Made")
 
+AMD_STAGES = 2
+MOST_SPLITS = 128  # programs among which the keys of a row tile are divided; a power of two
+
 # Kernels imported under TRITON_INTERPRET=1 run on CPU tensors, and only on those.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -71,9 +74,16 @@ def at_most(registers: int) -> dict[str, int]:
     return {} if torch.version.hip is not None or INTERPRETED else {"maxnreg": registers}
 
 
+def at_most_stages(stages: int) -> int:
+    """How many stages a loop is pipelined in. On AMD at most two: nothing is copied ahead there but
+    through registers, and more buffers would not fit its 64 KiB of shared memory."""
+    return min(stages, AMD_STAGES) if torch.version.hip is not None else stages
+
+
 class Tile(NamedTuple):
     """block_m flat (row, head) pairs by block_n keys.
 
+    stages: as in `at_most_stages`.
     registers: as in `at_most`; None: the assembler's choice.
     """
 
@@ -87,7 +97,7 @@ class Tile(NamedTuple):
     def constants(self) -> dict[str, int]:
         """Block sizes and launch options."""
         blocks = {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n}
-        options = {"num_warps": self.warps, "num_stages": self.stages}
+        options = {"num_warps": self.warps, "num_stages": at_most_stages(self.stages)}
         return blocks | options | ({} if self.registers is None else at_most(self.registers))
 
 
@@ -236,9 +246,12 @@ def small(device: torch.device) -> bool:
 
 def splits(device: torch.device, programs: int, tiles: int) -> int:
     """Into how many programs to split `tiles` so that `programs` times as many fill the device, two
-    to a processor; from shapes and never from values, so that a launch needs no sync."""
+    to a processor, but no more than the longest of them needs: each leaves a part to be merged.
+    From shapes and never from values, so that a launch needs no sync."""
     wanted = 2 * processors(device) // max(1, programs)
-    return max(1, min(wanted, tiles, 128))
+    most = max(1, min(wanted, tiles, MOST_SPLITS))
+    longest = max(1, -(-tiles // most))
+    return max(1, -(-tiles // longest))
 
 
 _counters: dict[tuple[torch.device, int], Tensor] = {}

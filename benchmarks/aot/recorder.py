@@ -51,8 +51,11 @@ class LabelledLaunch(Launch):
 
     def specialised(self, gpu: GPUTarget) -> tuple[dict, list[tuple], dict]:
         """(arguments by name, (type, specialisation) of each, launch options)."""
-        nvidia = ("maxnreg",) if gpu.backend == "hip" else ()  # as `Tile.options` leaves it out
-        given = {name: x for name, x in self.options.items() if name not in nvidia}
+        given = dict(self.options)
+        if gpu.backend == "hip":  # as `Tile.constants` has it there
+            given.pop("maxnreg", None)
+            if "num_stages" in given:
+                given["num_stages"] = min(given["num_stages"], tiles.AMD_STAGES)
         given["debug"] = given.get("debug", self.kernel.debug) or triton.knobs.runtime.debug
         given["instrumentation_mode"] = triton.knobs.compilation.instrumentation_mode
         return _binder(self.kernel, gpu)[1](*self.arguments, **given)

@@ -29,8 +29,9 @@ class Pass:
     time count once, because the L2 cache serves the others. flops: of the dots, with rows and keys
     that only fill up tiles. busy: the share of the processors' time in which they have a program,
     if all key tiles take equally long. flight: bytes of K and V that are asked for ahead of their
-    use on the whole card; 0: nothing is prefetched. merged: bytes that the last program to arrive
-    reads by itself, while all others are done.
+    use on the whole card; 0: nothing is prefetched. merged: bytes that one program
+    reads of others' sums when all are done. exchanges: how often it then waits for the L2 cache
+    (arrivals, loads); not counted for maps.
     """
 
     kernel: str
@@ -41,6 +42,7 @@ class Pass:
     busy: float = 1.0
     flight: int = 0
     merged: int = 0
+    exchanges: int = 0
 
 
 def _up(x: int, y: int) -> int:
@@ -101,20 +103,22 @@ def _side_forward(s: AttentionSizes, used: int, q: int, out: int) -> Pass:
     lanes, dims = s.rows * s.heads // s.kv_heads, [s.dim, s.value_dim]
     grid = _Grid(s, _side_tile("forward", lanes, dims), s.used, lanes)
     width = s.value_dim + 2  # acc, m, l
-    groups = _up(grid.splits, RADIX)
     parts = grid.parts(width) if grid.splits > 1 else 0
-    second = groups * s.rows * s.heads * width * FP32 if groups > 1 else 0
-    of_program = min(lanes, grid.tile.block_m) * width * FP32
-    merged = of_program * (min(grid.splits, RADIX) + (groups if groups > 1 else 0))
+    # The later half of a row tile's programs merge: a piece of its lanes each, a few at a time, for
+    # which they load m and l, then acc. Before, they arrive and take the piece; after, the last
+    # asks what is left. The sums come from the L2 cache: no device memory is read for them.
+    piece = _up(2 * min(lanes, grid.tile.block_m), grid.splits)
+    at_a_time = 8 if grid.tile.block_m >= 64 else 4
     return Pass(
         "_forward_kernel",
-        read=s.itemsize * (q + used) + parts + second,
-        written=2 * s.itemsize * out + FP32 * s.rows * s.heads + parts + second,  # and out's rest
+        read=s.itemsize * (q + used),
+        written=2 * s.itemsize * out + FP32 * s.rows * s.heads + parts,  # and out's rest
         flops=grid.flops(2),
         programs=grid.programs,
         busy=grid.busy,
         flight=grid.flight(s.dim + s.value_dim),
-        merged=merged if parts else 0,
+        merged=piece * grid.splits * width * FP32 if parts else 0,
+        exchanges=3 + 2 * _up(piece, at_a_time) if parts else 0,
     )
 
 

@@ -7,6 +7,7 @@ import re
 
 DOT = re.compile(r"\b(?:tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma) ")
 WAIT = re.compile(r"\b\w+\.async_wait\b.*\{num = (\d+)")
+DEFINED = re.compile(r"(%[\w#]+)(?::\d+)? = ")
 TENSOR_MEMORY = re.compile(r"!ttg\.memdesc<(\d+)x(\d+)xf32, [^>]*tensor_memory")
 
 
@@ -59,14 +60,21 @@ def narrowed(ttir: str) -> list[str]:
     rounded: set[str] = set()
     widened: set[str] = set()  # made fp32 again, to tell what was lost
     for line in lines:
-        name, _, right = line.rpartition(" = ") if " = " in line else ("", "", line)
+        if line.startswith("^"):  # a block: what stands there are names of its own
+            given = re.findall(r"%[\w#]+", line)
+            rounded.difference_update(given)
+            widened.difference_update(given)
+            continue
+        name, right = "", line.rpartition(" = ")[2]
+        # Regions beside one another use the same names.
+        for name in reversed(DEFINED.findall(line)):
+            rounded.discard(name)
+            widened.discard(name)
         operands = re.findall(r"%[\w#]+", right)
         used = bool(rounded & set(operands))
         lost = right.startswith("arith.subf") and operands[0] not in widened
         if widened & set(operands) and not lost:
             found.append(line)
-        rounded.discard(name)  # regions beside one another use the same names
-        widened.discard(name)
         moved = used and re.match(r"tt\.(trans|reshape)|ttg?\.convert_layout", right)
         if moved or re.search(r"arith\.truncf .*x(bf16|f16)", right):
             rounded.add(name)

@@ -1,11 +1,11 @@
 """Triton kernels of side attention (CUDA, ROCm).
 
 Forward, one launch: programs (row tile, KV head, key split) each leave (m, l, acc) of their split,
-and the last one to arrive merges them, always in the same order.
+and those that are there when the last has left its own merge them, always in the same order.
 Backward, if a sequence has at most 128 lanes: `_backward_kernel` keeps the row tile in place and
 goes over K and V once: dk and dv of a key tile are complete when it has been read, and each split
 leaves its part of dq. Otherwise `_backward_dq_kernel` owns a row tile and `_backward_dkv_kernel` a
-key tile. No sync, and no atomic but the counter of arrivals.
+key tile. No sync, and no atomic but the two counters of a merge.
 """
 
 import triton.language as tl
@@ -36,13 +36,16 @@ def _sweep(
     one key takes all, acc / m is its value to the bit, and p (dp - delta) cancels in the backward.
     """
     start, stop, member = bounds
-    m = tl.full(shift.shape, -float("inf") if RUNNING else 0.0, tl.float32)
-    l = tl.zeros(shift.shape, tl.float32)
+    m = tl.full(shift.shape, -float("inf"), tl.float32)
     acc = tl.zeros((shift.shape[0], padded(DV)), tl.float32)
-    # Elsewhere each warp would compute all, or the ones would leave room for one program fewer.
-    BY_DOT: tl.constexpr = shift.shape[0] >= 64 and shift.shape[0] >= 2 * BLOCK_N
-    ones = tl.full((BLOCK_N, 16), 1.0, tl.float32).to(x.v.ptr.dtype.element_ty)
-    weights = tl.zeros((shift.shape[0], 16), tl.float32)  # 16 times the same sum
+    # With few lanes the columns of a product are divided among the warps, and each thread has few
+    # of p: without a maximum that changes, these are only added up at the end.
+    FEW: tl.constexpr = shift.shape[0] < 64
+    SUMS: tl.constexpr = BLOCK_N if FEW and not RUNNING else 1
+    l = tl.zeros((shift.shape[0], SUMS), tl.float32)
+    # As few as leave ones in registers: more would take shared memory.
+    ones = tl.full((BLOCK_N, 32 if FEW else 8), 1.0, tl.float32).to(x.v.ptr.dtype.element_ty)
+    weights = tl.zeros((shift.shape[0], ones.shape[1]), tl.float32)
     for e in range(tl.program_id(2), count, tl.num_programs(2)):
         j0 = ak.first_key(x, first, e, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
@@ -53,65 +56,17 @@ def _sweep(
         s = tl.where(allowed, s, -float("inf"))  # [BLOCK_M, BLOCK_N]
         if RUNNING:
             m_new, shift = tk.online_max(m, s)
-            rescale = tl.exp2(m - shift)
-            l, acc, m = l * rescale, acc * rescale[:, None], m_new
+            rescale = tl.exp2(m - shift)[:, None]
+            l, acc, m = l * rescale, acc * rescale, m_new
         p = tl.exp2(s - shift[:, None])
-        l += tl.sum(p, 1)
+        l += tl.sum(p, 1)[:, None] if SUMS == 1 else p
         rounded = p.to(v.dtype)
         acc += tk.dot(rounded, v)
         if not RUNNING:
-            if BY_DOT:
-                weights += tk.dot(rounded, ones)
-            else:
-                m += tl.sum(rounded.to(tl.float32), 1)
-    return m + tl.sum(weights, 1) / 16, l, acc
-
-
-@helper
-def _merge(
-    parts,  # (m, l, acc) pointers
-    at,  # [BLOCK_M] in the first part
-    size,
-    chosen,  # (first, last, step) of the parts
-    into_ptrs,  # acc and None, or out and rest: [..., Dv]
-    into,  # [BLOCK_M]: where they have the row tile
-    mask,
-    DV: tl.constexpr,
-    RUNNING: tl.constexpr,
-    FINAL: tl.constexpr,
-    WIDTH: tl.constexpr = 32,
-):
-    """m and l [BLOCK_M] of the parts first, first + step, ... before last; the sum of their acc is
-    stored, if FINAL `_normalised`. In this order; a few columns at a time, to save registers."""
-    m_ptr, l_ptr, acc_ptr = parts
-    first, last, step = chosen
-    m = tl.full(at.shape, -float("inf") if RUNNING else 0.0, tl.float32)
-    for part in range(first, last, step):
-        m_part = ak.load_part(m_ptr, at + tk.wide(part) * size, mask)
-        m = tl.maximum(m, m_part) if RUNNING else m + m_part
-    shift = tl.where(m == -float("inf"), 0.0, m)
-    l = tl.zeros(at.shape, tl.float32)
-    for part in range(first, last, step):
-        at_part = at + tk.wide(part) * size
-        l_part = ak.load_part(l_ptr, at_part, mask)
-        if RUNNING:
-            l_part *= tl.exp2(ak.load_part(m_ptr, at_part, mask) - shift)
-        l += l_part
-    for d0 in range(0, DV, WIDTH):
-        d = d0 + tl.arange(0, WIDTH)
-        stored = mask[:, None] & (d < DV)[None, :]
-        acc = tl.zeros((at.shape[0], WIDTH), tl.float32)
-        for part in range(first, last, step):
-            at_part = at + tk.wide(part) * size
-            acc_part = ak.load_part(acc_ptr, at_part[:, None] * DV + d[None, :], stored)
-            if RUNNING:
-                acc_part *= tl.exp2(ak.load_part(m_ptr, at_part, mask) - shift)[:, None]
-            acc += acc_part
-        if FINAL:
-            acc = _normalised(acc, m, l, RUNNING)
-        tl.debug_barrier()  # the first part may be what is written
-        _store_rounded(into_ptrs, into[:, None] * DV + d[None, :], acc, stored)
-    return m, l
+            weights += tk.dot(rounded, ones)
+    if not RUNNING:
+        m = tl.max(weights, 1)  # its columns are the same
+    return m, tl.sum(l, 1), acc
 
 
 @helper
@@ -124,13 +79,6 @@ def _store_rounded(ptrs, at, x, mask):
     if second is not None:
         rest = x - rounded.to(tl.float32)
         tl.store(second + at, rest.to(second.dtype.element_ty), mask=mask)
-
-
-@helper
-def _normalised(acc, m, l, RUNNING: tl.constexpr):
-    """acc by the sum of its weights; m and l as in `_sweep`."""
-    total = l if RUNNING else m
-    return acc / tl.where(total > 0.0, total, 1.0)[:, None]
 
 
 @helper
@@ -201,6 +149,69 @@ def _rows_again(
             tl.store(lse_ptr + at, lse)
 
 
+@helper
+def _shift(shift_ptr, at, mask):
+    """The given log-sum-exp in base 2; 0 where it is not finite."""
+    shift = tl.load(shift_ptr + at, mask=mask, other=0.0)
+    return tl.where(tl.abs(shift) < float("inf"), shift, 0.0) * tk._LOG2_E
+
+
+@helper
+def _finish(
+    x,  # `Attention`
+    sums,  # of all keys: m, l [LANES] and acc [LANES, padded Dv], as in `_sweep`
+    to,  # (out and rest, lse, shift or None) pointers
+    tile,  # (sequence, first key tile, how many)
+    n,  # [LANES]
+    head,  # [LANES]
+    mask,
+    keys,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Stores out and lse of some lanes, and computes them again where l is near the limits of fp32
+    or 0, so that the shift never changes the result."""
+    m, l, acc = sums
+    out_ptrs, lse_ptr, shift_ptr = to
+    RUNNING: tl.constexpr = shift_ptr is None
+    at, d = n.to(tl.int64) * x.heads + head, tl.arange(0, padded(DV))
+    total = l if RUNNING else m
+    out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
+    stored = mask[:, None] & (d < DV)[None, :]
+    _store_rounded(out_ptrs, at[:, None] * DV + d[None, :], out, stored)
+    shift = m if RUNNING else _shift(shift_ptr, at, mask)
+    tl.store(lse_ptr + at, tk.log_sum2(shift, l), mask=mask)
+    if not RUNNING:
+        start, stop, _ = tk.row_bounds(x.selection, n, mask)
+        lost = mask & (start < stop) & ((l > 2.0**-80) & (l < 2.0**80) == 0)
+        if tl.max(lost.to(tl.int32), 0) > 0:
+            tl.debug_barrier()  # before rows are stored again
+            _rows_again(x, lost, tile, n, head, out_ptrs, lse_ptr, keys, D, DV, BLOCK_N)
+
+
+@helper
+def _merge(
+    x,  # `Attention`
+    parts,
+    to,
+    tile,
+    span,  # first lane and last + 1
+    size,
+    keys,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """Merges what all splits have left of some lanes of a row tile."""
+    for i in range(span[0], span[1], LANES):
+        n, head, mask = ak.lanes_of(x, i + tl.arange(0, LANES), span[1], tl.program_id(1))
+        at = n.to(tl.int64) * x.heads + head
+        sums = ak.merged(parts, at, size, mask, DV, to[2] is None)
+        _finish(x, sums, to, tile, n, head, mask, keys, D, DV, BLOCK_N)
+
+
 @kernel
 def _forward_kernel(
     x,  # `Attention`
@@ -216,58 +227,34 @@ def _forward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """(S1). With a shift there is no running maximum. A sum that then comes near the limits of
-    fp32, or is 0, is computed again row by row, so that the shift never changes the result."""
+    """(S1). With a shift there is no running maximum."""
     RUNNING: tl.constexpr = shift_ptr is None
     b, first, count, n, head, mask = ak.row_tile(x, BLOCK_M)
     q = tk.load_heads(x.q, n, head, mask, D)
     bounds = tk.row_bounds(x.selection, n, mask)
-    at = n.to(tl.int64) * x.heads + head
     shift = tl.zeros((BLOCK_M,), tl.float32)
     if not RUNNING:
-        shift = tl.load(shift_ptr + at, mask=mask, other=0.0)
-        shift = tl.where(tl.abs(shift) < float("inf"), shift, 0.0) * tk._LOG2_E
+        shift = _shift(shift_ptr, n.to(tl.int64) * x.heads + head, mask)
     m, l, acc = _sweep(x, q, shift, b, first, count, bounds, keys, D, DV, BLOCK_N, RUNNING)
     n, head, mask = ak.row_tile_again(x, BLOCK_M)
-    at = n.to(tl.int64) * x.heads + head
-    splits = tl.num_programs(2)
-    complete = splits == 1
-    if complete:
-        d = tl.arange(0, padded(DV))
-        stored = mask[:, None] & (d < DV)[None, :]
-        acc = _normalised(acc, m, l, RUNNING)
-        _store_rounded(out_ptrs, at[:, None] * DV + d[None, :], acc, stored)
+    to, tile = (out_ptrs, lse_ptr, shift_ptr), (b, first, count)
+    if tl.num_programs(2) == 1:
+        _finish(x, (m, l, acc), to, tile, n, head, mask, keys, D, DV, BLOCK_N)
     else:
         size = tk.wide(N) * x.heads
-        tk.store_tile(parts[2], at + tl.program_id(2) * size, mask, acc, DV)
-        ak.store_both(parts, at + tl.program_id(2) * size, m, l, mask)
-        counters_ptr, group, groups, begin, end = ak.split_group(counters_ptr)
-        step = 1
-        if ak.last_to_arrive(counters_ptr + group, end - begin):
-            complete = groups == 1
-            if groups > 1:
-                into = at + begin * size
-                chosen = (begin, end, step)
-                m, l = _merge(
-                    parts, at, size, chosen, (parts[2], None), into, mask, DV, RUNNING, FINAL=False
-                )
-                ak.store_both(parts, into, m, l, mask)
-                complete = ak.last_to_arrive(counters_ptr + groups, groups)
-                begin, end, step = 0, splits, ak._RADIX
-        if complete:
-            chosen = (begin, end, step)
-            m, l = _merge(parts, at, size, chosen, out_ptrs, at, mask, DV, RUNNING, FINAL=True)
-    if complete:
-        if RUNNING:
-            tl.store(lse_ptr + at, tk.log_sum2(m, l), mask=mask)
-        else:
-            tl.store(lse_ptr + at, tk.log_sum2(shift, l), mask=mask)
-            start, stop, _ = tk.row_bounds(x.selection, n, mask)
-            lost = mask & (start < stop) & ((l > 2.0**-80) & (l < 2.0**80) == 0)
-            if tl.max(lost.to(tl.int32), 0) > 0:
-                tl.debug_barrier()  # before rows are stored again
-                tile = (b, first, count)
-                _rows_again(x, lost, tile, n, head, out_ptrs, lse_ptr, keys, D, DV, BLOCK_N)
+        at = tl.program_id(2) * size + n.to(tl.int64) * x.heads + head
+        tk.store_tile(parts[2], at, mask, acc, DV)
+        ak.store_both(parts, at, m, l, mask)
+        counters_ptr += (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * 2
+        lane, end, step, pieces = ak.pieces(x)
+        piece, last = ak.arrive(counters_ptr, pieces)
+        stop = piece + 1
+        LANES: tl.constexpr = 8 if BLOCK_M >= 64 else 4  # at a time
+        for turn in range(1 + last):
+            if turn == 1:  # the last to arrive takes what is left
+                piece, stop = ak.taken(counters_ptr, 1, 1), pieces
+            span = lane + piece * step, tl.minimum(lane + stop * step, end)
+            _merge(x, parts, to, tile, span, size, keys, D, DV, BLOCK_N, LANES)
 
 
 @helper

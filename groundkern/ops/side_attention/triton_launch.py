@@ -23,8 +23,8 @@ from groundkern.tiles import Tile
 # "backward". Every row is an untuned first guess: compiled by `make aot`, never timed on a device.
 # `make gpu` finds better ones.
 TILES = {  # of Hopper and later
-    ("forward", False, 128, 16): Tile(16, 64, 4, 4),
-    ("forward", False, 128, 64): Tile(64, 64, 4, 3, 216),
+    ("forward", False, 128, 16): Tile(16, 64, 4, 4, 255),
+    ("forward", False, 128, 64): Tile(64, 64, 4, 3, 232),
     ("forward", False, 128): Tile(128, 64, 8, 3, 255),
     ("forward", False, 256, 16): Tile(16, 32, 4, 3),
     ("forward", False, 256): Tile(64, 32, 8, 3),
@@ -47,21 +47,21 @@ TILES = {  # of Hopper and later
     ("dkv", True, 256): Tile(16, 32, 8, 1),
 }
 SMALL_TILES = {  # of other devices (`tiles.small`)
-    ("forward", False, 128, 16): Tile(16, 64, 4),
-    ("forward", False, 128): Tile(64, 32, 8),
-    ("forward", False, 256): Tile(16, 32, 8),
+    ("forward", False, 128, 16): Tile(16, 32, 4, 4, 255),
+    ("forward", False, 128): Tile(64, 32, 8, 4, 255),
+    ("forward", False, 256): Tile(16, 32, 8, 3, 255),
     ("forward", True, 128): Tile(16, 32, 8),
     ("forward", True, 256): Tile(16, 32, 8, 1),
-    ("backward", False, 128, 16): Tile(16, 32, 8),
-    ("backward", False, 256, 16): Tile(16, 32, 8),
+    ("backward", False, 128, 16): Tile(16, 32, 8, 4, 168),
+    ("backward", False, 256, 16): Tile(16, 32, 8, 3, 255),
     ("backward", True, 128, 16): Tile(16, 32, 8, 1),
     ("backward", True, 256, 16): Tile(16, 32, 8, 1),
-    ("dq", False, 128): Tile(64, 32, 8),
-    ("dq", False, 256): Tile(16, 32, 8),
+    ("dq", False, 128): Tile(64, 32, 8, 4, 168),
+    ("dq", False, 256): Tile(16, 32, 8, 3, 255),
     ("dq", True, 128): Tile(16, 32, 8, 1),
     ("dq", True, 256): Tile(16, 32, 8, 1),
-    ("dkv", False, 128): Tile(16, 64, 8),
-    ("dkv", False, 256): Tile(16, 32, 8),
+    ("dkv", False, 128): Tile(16, 64, 8, 4, 255),
+    ("dkv", False, 256): Tile(16, 32, 8, 3, 255),
     ("dkv", True, 128): Tile(16, 32, 8, 1),
     ("dkv", True, 256): Tile(16, 32, 8, 1),
 }
