@@ -56,13 +56,31 @@ def norm_of(x, at, mask):
 
 
 @helper
-def own_columns(x, b, bounds, j0, keys, BLOCK_N: tl.constexpr):
-    """Of a key tile: each key's column or -1 [BLOCK_N], and which are own [rows, BLOCK_N]."""
-    start, stop, member = bounds
+def listed_key(x, first, count, e, keys, BLOCK_N: tl.constexpr):
+    """Where key tile e of a row tile begins, any tile if e >= count. Loops carry it from the
+    iteration before: the list's entry and then the keys there would be loads that wait for one
+    another, and take a stage of the pipeline each."""
+    tile = first + e
+    if x.key_tiles is not None:
+        entries = tl.cdiv(keys, BLOCK_N)
+        listed = x.key_tiles + tk.wide(tl.program_id(0)) * entries + e
+        tile = tl.load(listed, mask=e < count, other=0)
+    return tile * BLOCK_N
+
+
+@helper
+def place_of(x, b, j0, keys, BLOCK_N: tl.constexpr):
+    """Each key's column or -1: [BLOCK_N]."""
     j = j0 + tl.arange(0, BLOCK_N)
-    place = tl.load(x.place + tk.wide(b) * keys + j, mask=j < keys, other=-1)
+    return tl.load(x.place + tk.wide(b) * keys + j, mask=j < keys, other=-1)
+
+
+@helper
+def own_columns(x, place, bounds, j0, keys, BLOCK_N: tl.constexpr):
+    """Which keys of a tile are own columns: [rows, BLOCK_N]."""
+    start, stop, member = bounds
     own = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
-    return place, own & (place >= 0)[None, :]
+    return own & (place >= 0)[None, :]
 
 
 @helper
@@ -70,6 +88,13 @@ def log_p(raw, softcap, norm, seen):
     """(K1) log p, -inf where the key is not seen or the head is left out."""
     seen = seen & (norm != INFINITE)
     return tl.where(seen, tk.capped(raw, softcap) - norm, -INFINITE)
+
+
+@helper
+def exp(x):
+    """e^x by the instruction for powers of two; 0 instead of a number below 2^-126. `tl.exp` keeps
+    those, which takes five instructions instead of two."""
+    return tl.exp2(x * tk._LOG2_E)
 
 
 @helper
@@ -104,18 +129,30 @@ def visible(start, stop, j0, BLOCK_N: tl.constexpr):
 
 
 @helper
-def merged(dq_ptr, dg_ptr, at, size, begin, end, step, mask, dg, D: tl.constexpr, DV: tl.constexpr):
-    """dq and dg of the parts begin, begin + step, ... before end, in this order."""
-    dq = tl.zeros((at.shape[0], padded(D)), tl.float32)
-    d, dv = tl.arange(0, padded(D)), tl.arange(0, padded(DV))
-    if dg_ptr is not None:
-        dg = tl.zeros((at.shape[0], padded(DV)), tl.float32)
-    for part in range(begin, end, step):
-        row = (at + tk.wide(part) * size)[:, None]
-        dq += ak.load_part(dq_ptr, row * D + d[None, :], mask[:, None] & (d < D)[None, :])
-        if dg_ptr is not None:
-            dg += ak.load_part(dg_ptr, row * DV + dv[None, :], mask[:, None] & (dv < DV)[None, :])
-    return dq, dg
+def merge(part_ptr, to_ptr, at, to, size, span, mask, scale, DIM: tl.constexpr):
+    """To rows `to`: scale times the sum, in this order, of rows `at` of the parts begin,
+    begin + step, ... before end. 16 columns at a time, because whole rows take twice the registers
+    of the kernels' loops; the loads of RADIX parts are under way together."""
+    begin, end, step = span
+    for d0 in range(0, DIM, 16):
+        d = d0 + tl.arange(0, 16)
+        inside = mask[:, None] & (d < DIM)[None, :]
+        total = tl.zeros((at.shape[0], 16), tl.float32)
+        for first in range(begin, end, step * ak._RADIX):
+            for i in tl.static_range(ak._RADIX):
+                part = first + i * step
+                row = (at + tk.wide(part) * size)[:, None]
+                total += ak.load_part(part_ptr, row * DIM + d[None, :], inside & (part < end))
+        total = (total * scale).to(to_ptr.dtype.element_ty)
+        tl.store(to_ptr + to[:, None] * DIM + d[None, :], total, mask=inside)
+
+
+@helper
+def merge_both(parts, out, at, to, size, span, mask, scale, D: tl.constexpr, DV: tl.constexpr):
+    """dq, by scale, and dg."""
+    merge(parts[0], out[0], at, to, size, span, mask, scale, D)
+    if parts[1] is not None:
+        merge(parts[1], out[1], at, to, size, span, mask, 1.0, DV)
 
 
 @helper
@@ -140,7 +177,7 @@ def store_sum(
     DV: tl.constexpr,
 ):
     """dq and dg of one split; the last of a row tile's programs to arrive sums them, RADIX at a
-    time. Nothing is kept through the branches: a program holds one sum at a time."""
+    time."""
     dq_ptr, dg_ptr = to
     part_ptr, part_g_ptr = parts
     split, splits = tl.program_id(2), tl.num_programs(2)
@@ -150,14 +187,10 @@ def store_sum(
         counters_ptr, group, groups, begin, end = ak.split_group(counters_ptr)
         store_parts(part_ptr, part_g_ptr, at + split * size, mask, dq, dg, D, DV)
         if ak.last_to_arrive(counters_ptr + group, end - begin):
-            dq, dg = merged(part_ptr, part_g_ptr, at, size, begin, end, 1, mask, dg, D, DV)
             if groups == 1:
-                store_parts(dq_ptr, dg_ptr, at, mask, dq * scale, dg, D, DV)
+                merge_both(parts, to, at, at, size, (0, splits, 1), mask, scale, D, DV)
             else:
-                store_parts(part_ptr, part_g_ptr, at + begin * size, mask, dq, dg, D, DV)
+                merge_both(parts, parts, at, at + begin * size, size, (begin, end, 1), mask, 1.0, D, DV)
                 if ak.last_to_arrive(counters_ptr + groups, groups):
-                    step = ak._RADIX
-                    dq, dg = merged(
-                        part_ptr, part_g_ptr, at, size, 0, splits, step, mask, dg, D, DV
-                    )
-                    store_parts(dq_ptr, dg_ptr, at, mask, dq * scale, dg, D, DV)
+                    span = (0, splits, ak._RADIX)
+                    merge_both(parts, to, at, at, size, span, mask, scale, D, DV)

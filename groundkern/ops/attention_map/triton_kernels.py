@@ -35,7 +35,7 @@ NOT_OWN = tl.constexpr(0x7FA5C3E1)  # the bits of a NaN
 
 
 @helper
-def _above(x, b, row, bounds, j0, keys, BLOCK_N: tl.constexpr, LANES: tl.constexpr, KIND):
+def _above(x, place, row, bounds, j0, keys, BLOCK_N: tl.constexpr, LANES: tl.constexpr, KIND):
     """What the gradient needs of each own column, one number: u, P of KL_EACH, log P - log M of
     KL_MEAN; and which columns are own. [ROWS * LANES, BLOCK_N]: loaded once for a row's heads.
 
@@ -43,7 +43,7 @@ def _above(x, b, row, bounds, j0, keys, BLOCK_N: tl.constexpr, LANES: tl.constex
     that is not own travels as the bits of a NaN that no arithmetic makes.
     """
     ROWS: tl.constexpr = row.shape[0]
-    place, own = mk.own_columns(x, b, bounds, j0, keys, BLOCK_N)
+    own = mk.own_columns(x, place, bounds, j0, keys, BLOCK_N)
     at = tk.wide(x.C) * row[:, None] + place[None, :]
     if KIND == KL_MEAN:
         bits = mk.gathered(x.made, at, own)
@@ -64,11 +64,11 @@ def _uz(above, own, log_p, value, factor, KIND: tl.constexpr, RECTIFY: tl.conste
         uz = -factor * above
     elif KIND == KL_MEAN:  # a head of weight 0 may lie far above
         z = log_p + above
-        uz = -factor * tl.exp(tl.where(z > 80.0, 80.0, z))
+        uz = -factor * mk.exp(tl.where(z > 80.0, 80.0, z))
     elif KIND == MAP:
-        uz = factor * tl.exp(log_p) * above
+        uz = factor * mk.exp(log_p) * above
     else:
-        uz = tl.exp(log_p) * above * (mk.rectified(value) if RECTIFY else value)
+        uz = mk.exp(log_p) * above * (mk.rectified(value) if RECTIFY else value)
     return tl.where(own & (log_p != -mk.INFINITE), uz, 0.0)
 
 
@@ -106,14 +106,18 @@ def _norm_kernel(
     start, stop, member = tk.row_bounds(x.selection, n, mask)
     m = tl.full((BLOCK_M,), -mk.INFINITE, tl.float32)
     l = tl.zeros((BLOCK_M,), tl.float32)
+    after = mk.listed_key(x, first, count, split, keys, BLOCK_N)
+    place = tl.zeros((BLOCK_N,), tl.int32) if VISIBLE else mk.place_of(x, b, after, keys, BLOCK_N)
     for e in range(split, count, splits):
-        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
+        j0, place_here = after, place
+        after = mk.listed_key(x, first, count, e + splits, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
         k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
         if VISIBLE:
             seen = mk.visible(start, stop, j0, BLOCK_N)
         else:
-            _, seen = mk.own_columns(x, b, (start, stop, member), j0, keys, BLOCK_N)
+            seen = mk.own_columns(x, place_here, (start, stop, member), j0, keys, BLOCK_N)
+            place = mk.place_of(x, b, after, keys, BLOCK_N)
         s = tk.capped(tk.dot(q, tl.trans(k)) * x.scale, x.softcap)
         m, l = tk.online_sum(m, l, tl.where(seen, s, -mk.INFINITE))
     at = n.to(tl.int64) * x.heads + head
@@ -154,19 +158,19 @@ def _add_head(
     norm = mk.norm_of(x, at, mask)
     log_p = mk.log_p(raw, x.softcap, norm[:, None], mask[:, None])
     if KIND == CONTRIBUTION:
-        y = tl.exp(log_p) * (mk.rectified(value) if RECTIFY else value)
+        y = mk.exp(log_p) * (mk.rectified(value) if RECTIFY else value)
         y = tl.where(log_p != -mk.INFINITE, y, 0.0)
         total += tl.sum(tl.reshape(y, (ROWS, LANES, BLOCK_N)), 1)
     else:
         w = tl.load(x.weight + at, mask=mask, other=0.0)
         if KIND == MAP:
-            y = tl.exp(log_p) * w[:, None]
+            y = mk.exp(log_p) * w[:, None]
             total += tl.sum(tl.reshape(y, (ROWS, LANES, BLOCK_N)), 1)
         else:
             log_w = tl.where(w > 0.0, tl.log(tl.where(w > 0.0, w, 1.0)), -mk.INFINITE)
             y = tl.reshape(log_p + log_w[:, None], (ROWS, LANES, BLOCK_N))
             new, shift = tk.online_max(top, y)
-            total = total * tl.exp(top - shift) + tl.sum(tl.exp(y - shift[:, None, :]), 1)
+            total = total * mk.exp(top - shift) + tl.sum(mk.exp(y - shift[:, None, :]), 1)
             top = new
     some = tl.max(tl.reshape((mask & (norm != mk.INFINITE)).to(tl.int32), (ROWS, LANES)), 1)
     return total, top, some > 0
@@ -204,7 +208,8 @@ def _map_kernel(
     for e in range(split, count, splits):
         j0 = ak.first_key(x, first, e, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
-        place, own = mk.own_columns(x, b, bounds, j0, keys, BLOCK_N)  # [ROWS, BLOCK_N]
+        place = mk.place_of(x, b, j0, keys, BLOCK_N)
+        own = mk.own_columns(x, place, bounds, j0, keys, BLOCK_N)  # [ROWS, BLOCK_N]
         total = tl.zeros((ROWS, BLOCK_N), tl.float32)
         top = tl.full((ROWS, BLOCK_N), -mk.INFINITE, tl.float32)
         counted = tl.zeros((ROWS,), tl.int1)
@@ -290,11 +295,15 @@ def _sums_kernel(
     if KIND == KL_MEAN:
         factor = tl.load(x.upstream + n, mask=mask, other=0.0)
     total = tl.zeros((BLOCK_M,), tl.float32)
+    after = mk.listed_key(x, first, count, split, keys, BLOCK_N)
+    place = mk.place_of(x, b, after, keys, BLOCK_N)
     for e in range(split, count, splits):
-        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
+        j0, place_here = after, place
+        after = mk.listed_key(x, first, count, e + splits, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
         k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
-        above, own = _above(x, b, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
+        above, own = _above(x, place_here, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
+        place = mk.place_of(x, b, after, keys, BLOCK_N)
         raw = tk.dot(q, tl.trans(k)) * x.scale
         log_p = mk.log_p(raw, x.softcap, norm[:, None], own)
         value = log_p
@@ -363,11 +372,15 @@ def _backward_dq_kernel(
     row, bounds = mk.rows_of(x, i0, end, BLOCK_M, LANES)
     norm, factor, dnorm = _of_rows(x, n, at, mask, KIND)
     start, stop, _ = tk.row_bounds(x.selection, n, mask)
+    after = mk.listed_key(x, first, count, split, keys, BLOCK_N)
+    place = mk.place_of(x, b, after, keys, BLOCK_N)
     for e in range(split, count, splits):
-        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
+        j0, place_here = after, place
+        after = mk.listed_key(x, first, count, e + splits, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
         k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
-        above, own = _above(x, b, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
+        above, own = _above(x, place_here, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
+        place = mk.place_of(x, b, after, keys, BLOCK_N)
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
         seen = mk.visible(start, stop, j0, BLOCK_N) if VISIBLE else own
         log_p = mk.log_p(raw, x.softcap, norm[:, None], seen)
@@ -376,11 +389,11 @@ def _backward_dq_kernel(
             v = tk.load_keys(x.v, b, kv_head, j, j < keys, DV)
             value = tk.dot(g, tl.trans(v))
             passed = own & (value > 0.0) if RECTIFY else own
-            dvalue = tl.where(passed, tl.exp(log_p) * above, 0.0)
+            dvalue = tl.where(passed, mk.exp(log_p) * above, 0.0)
             dg += tk.dot(dvalue.to(v.dtype), v)
         ds = _uz(above, own, log_p, value, factor[:, None], KIND, RECTIFY)
         if x.dnorm is not None:
-            ds += tl.exp(log_p) * dnorm[:, None]
+            ds += mk.exp(log_p) * dnorm[:, None]
         dq += tk.dot(tk.uncapped_gradient(ds, raw, x.softcap).to(k.dtype), k)
     n, head, mask = ak.row_tile_again(x, BLOCK_M)
     at = n.to(tl.int64) * x.heads + head
@@ -417,6 +430,7 @@ def _backward_dkv_kernel(
     if KIND == CONTRIBUTION:
         v = tk.load_keys(x.v, b, kv_head, j, read, DV)
         dv = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
+    place = mk.place_of(x, b, j0, keys, BLOCK_N)
     for e in range(count * x.parts):
         if row_tiles_ptr is not None:
             i0 = tl.load(row_tiles_ptr + tk.wide(tl.program_id(0)) * most + e // x.parts)
@@ -429,7 +443,7 @@ def _backward_dkv_kernel(
         row, bounds = mk.rows_of(x, i0, end, BLOCK_M, LANES)
         norm, factor, dnorm = _of_rows(x, n, at, mask, KIND)
         start, stop, _ = tk.row_bounds(x.selection, n, mask)
-        above, own = _above(x, b, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
+        above, own = _above(x, place, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
         seen = mk.visible(start, stop, j0, BLOCK_N) if VISIBLE else own
         log_p = mk.log_p(raw, x.softcap, norm[:, None], seen)
@@ -438,11 +452,11 @@ def _backward_dkv_kernel(
             g = tk.load_heads(x.g, n, head, mask, DV)
             value = tk.dot(g, tl.trans(v))
             passed = own & (value > 0.0) if RECTIFY else own
-            dvalue = tl.where(passed, tl.exp(log_p) * above, 0.0)
+            dvalue = tl.where(passed, mk.exp(log_p) * above, 0.0)
             dv += tk.dot(tl.trans(dvalue.to(g.dtype)), g)
         ds = _uz(above, own, log_p, value, factor[:, None], KIND, RECTIFY)
         if x.dnorm is not None:
-            ds += tl.exp(log_p) * dnorm[:, None]
+            ds += mk.exp(log_p) * dnorm[:, None]
         dk += tk.dot(tl.trans(tk.uncapped_gradient(ds, raw, x.softcap).to(q.dtype)), q)
     to = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
     tk.store_tile(dk_ptr, to, j < keys, dk * x.scale, D)
