@@ -42,6 +42,15 @@ class Maps(NamedTuple):
 
 
 @helper
+def lanes_of(x, i, end, virtual, LANES: tl.constexpr):
+    """Row, query head and whether it is in range, of lanes i of a virtual head; of `ak.lanes_of`,
+    which divides by a number that is not known when it is compiled: 20 instructions a lane."""
+    member = virtual % x.parts * LANES + i % LANES
+    head = virtual // x.parts * x.group + member
+    return i // LANES, head, (i < end) & (member < x.group)
+
+
+@helper
 def lanes_span(x):
     """The first lane and the last lane + 1 of the row tile of program (row tile, ...)."""
     record = x.tiles + tk.wide(tl.program_id(0)) * ak._FIELDS

@@ -58,7 +58,7 @@ def _above(x, place, row, bounds, j0, keys, BLOCK_N: tl.constexpr, LANES: tl.con
 
 
 @helper
-def _uz(above, own, log_p, value, factor, KIND: tl.constexpr, RECTIFY: tl.constexpr):
+def _uz(above, some, log_p, value, factor, KIND: tl.constexpr, RECTIFY: tl.constexpr):
     """u z of the table above by a factor, which has dkl of a KL. What is NaN stays NaN."""
     if KIND == KL_EACH:
         uz = -factor * above
@@ -69,7 +69,7 @@ def _uz(above, own, log_p, value, factor, KIND: tl.constexpr, RECTIFY: tl.conste
         uz = factor * mk.exp(log_p) * above
     else:
         uz = mk.exp(log_p) * above * (mk.rectified(value) if RECTIFY else value)
-    return tl.where(own & (log_p != -mk.INFINITE), uz, 0.0)
+    return tl.where(some, uz, 0.0)
 
 
 @helper
@@ -214,7 +214,7 @@ def _map_kernel(
         top = tl.full((ROWS, BLOCK_N), -mk.INFINITE, tl.float32)
         counted = tl.zeros((ROWS,), tl.int1)
         for virtual in range(virtual_heads):
-            n, head, mask = ak.lanes_of(x, i, end, virtual)
+            n, head, mask = mk.lanes_of(x, i, end, virtual, LANES)
             q = tk.load_heads(x.q, n, head, mask, D)
             k = tk.load_keys(x.k, b, virtual // x.parts, j, j < keys, D)
             raw = tk.dot(q, tl.trans(k)) * x.scale
@@ -255,7 +255,7 @@ def _kl_of_heads(x, sums_ptr, kl_ptr, virtual_heads, BLOCK_M: tl.constexpr, LANE
     i, row = i0 + tl.arange(0, BLOCK_M), i0 // LANES + tl.arange(0, ROWS)
     kl = tl.zeros((ROWS,), tl.float32)
     for virtual in range(virtual_heads):
-        n, head, mask = ak.lanes_of(x, i, end, virtual)
+        n, head, mask = mk.lanes_of(x, i, end, virtual, LANES)
         at = n.to(tl.int64) * x.heads + head
         y = ak.load_part(sums_ptr, at, mask)
         y *= tl.load(x.weight + at, mask=mask, other=0.0)
@@ -315,7 +315,7 @@ def _sums_kernel(
             log_target = tl.log(tl.where(used, above, 1.0))
             total += tl.sum(tl.where(used, above * (log_target - log_p), 0.0), 1)
         else:
-            total += tl.sum(_uz(above, own, log_p, value, factor[:, None], KIND, RECTIFY), 1)
+            total += tl.sum(_uz(above, log_p != -mk.INFINITE, log_p, value, factor[:, None], KIND, RECTIFY), 1)
     n, head, mask = ak.row_tile_again(x, BLOCK_M)
     at = n.to(tl.int64) * x.heads + head
     complete, counter = splits == 1, tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
@@ -384,14 +384,17 @@ def _backward_dq_kernel(
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
         seen = mk.visible(start, stop, j0, BLOCK_N) if VISIBLE else own
         log_p = mk.log_p(raw, x.softcap, norm[:, None], seen)
+        some = log_p != -mk.INFINITE
+        if VISIBLE:
+            some = some & own
         value = log_p
         if KIND == CONTRIBUTION:
             v = tk.load_keys(x.v, b, kv_head, j, j < keys, DV)
             value = tk.dot(g, tl.trans(v))
-            passed = own & (value > 0.0) if RECTIFY else own
+            passed = some & (value > 0.0) if RECTIFY else some
             dvalue = tl.where(passed, mk.exp(log_p) * above, 0.0)
             dg += tk.dot(dvalue.to(v.dtype), v)
-        ds = _uz(above, own, log_p, value, factor[:, None], KIND, RECTIFY)
+        ds = _uz(above, some, log_p, value, factor[:, None], KIND, RECTIFY)
         if x.dnorm is not None:
             ds += mk.exp(log_p) * dnorm[:, None]
         dq += tk.dot(tk.uncapped_gradient(ds, raw, x.softcap).to(k.dtype), k)
@@ -399,6 +402,18 @@ def _backward_dq_kernel(
     at = n.to(tl.int64) * x.heads + head
     parts, to, size = (part_ptr, part_g_ptr), (dq_ptr, dg_ptr), tk.wide(N) * x.heads
     mk.store_sum(parts, to, at, size, counters_ptr, mask, dq, dg, x.scale, D, DV)
+
+
+@helper
+def _first_lane(x, row_tiles_ptr, span, e, count, most, BLOCK_M: tl.constexpr):
+    """The first lane of row tile e / parts of those that read the wide key tile of program (wide
+    key tile, KV head); any if there are fewer."""
+    if row_tiles_ptr is not None:
+        at = row_tiles_ptr + tk.wide(tl.program_id(0)) * most + e // x.parts
+        i0 = tl.load(at, mask=e // x.parts < count, other=0)
+    else:
+        i0 = tl.load(span + 2) + e // x.parts * BLOCK_M
+    return i0
 
 
 @kernel
@@ -431,30 +446,33 @@ def _backward_dkv_kernel(
         v = tk.load_keys(x.v, b, kv_head, j, read, DV)
         dv = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
     place = mk.place_of(x, b, j0, keys, BLOCK_N)
+    after = _first_lane(x, row_tiles_ptr, span, 0, count, most, BLOCK_M)
+    row_after, bounds_after = mk.rows_of(x, after, end, BLOCK_M, LANES)
     for e in range(count * x.parts):
-        if row_tiles_ptr is not None:
-            i0 = tl.load(row_tiles_ptr + tk.wide(tl.program_id(0)) * most + e // x.parts)
-        else:
-            i0 = tl.load(span + 2) + e // x.parts * BLOCK_M
+        i0, row, bounds = after, row_after, bounds_after
+        after = _first_lane(x, row_tiles_ptr, span, e + 1, count, most, BLOCK_M)
         virtual = kv_head * x.parts + e % x.parts
-        n, head, mask = ak.lanes_of(x, i0 + tl.arange(0, BLOCK_M), end, virtual)
+        n, head, mask = mk.lanes_of(x, i0 + tl.arange(0, BLOCK_M), end, virtual, LANES)
         at = n.to(tl.int64) * x.heads + head
         q = tk.load_heads(x.q, n, head, mask, D)
-        row, bounds = mk.rows_of(x, i0, end, BLOCK_M, LANES)
+        row_after, bounds_after = mk.rows_of(x, after, end, BLOCK_M, LANES)
         norm, factor, dnorm = _of_rows(x, n, at, mask, KIND)
         start, stop, _ = tk.row_bounds(x.selection, n, mask)
         above, own = _above(x, place, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
         seen = mk.visible(start, stop, j0, BLOCK_N) if VISIBLE else own
         log_p = mk.log_p(raw, x.softcap, norm[:, None], seen)
+        some = log_p != -mk.INFINITE
+        if VISIBLE:
+            some = some & own
         value = log_p
         if KIND == CONTRIBUTION:
             g = tk.load_heads(x.g, n, head, mask, DV)
             value = tk.dot(g, tl.trans(v))
-            passed = own & (value > 0.0) if RECTIFY else own
+            passed = some & (value > 0.0) if RECTIFY else some
             dvalue = tl.where(passed, mk.exp(log_p) * above, 0.0)
             dv += tk.dot(tl.trans(dvalue.to(g.dtype)), g)
-        ds = _uz(above, own, log_p, value, factor[:, None], KIND, RECTIFY)
+        ds = _uz(above, some, log_p, value, factor[:, None], KIND, RECTIFY)
         if x.dnorm is not None:
             ds += mk.exp(log_p) * dnorm[:, None]
         dk += tk.dot(tl.trans(tk.uncapped_gradient(ds, raw, x.softcap).to(q.dtype)), q)
