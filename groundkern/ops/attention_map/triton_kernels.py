@@ -441,10 +441,10 @@ def _backward_dkv_kernel(
     count, end = tl.load(span), tl.load(span + 1)
     read = (j < keys) & (count > 0)
     k = tk.load_keys(x.k, b, kv_head, j, read, D)
-    dk = tl.zeros((BLOCK_N, padded(D)), tl.float32)
+    dk = tl.zeros((padded(D), BLOCK_N), tl.float32)
     if KIND == CONTRIBUTION:
         v = tk.load_keys(x.v, b, kv_head, j, read, DV)
-        dv = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
+        dv = tl.zeros((padded(DV), BLOCK_N), tl.float32)
     place = mk.place_of(x, b, j0, keys, BLOCK_N)
     after = _first_lane(x, row_tiles_ptr, span, 0, count, most, BLOCK_M)
     row_after, bounds_after = mk.rows_of(x, after, end, BLOCK_M, LANES)
@@ -471,12 +471,12 @@ def _backward_dkv_kernel(
             value = tk.dot(g, tl.trans(v))
             passed = some & (value > 0.0) if RECTIFY else some
             dvalue = tl.where(passed, mk.exp(log_p) * above, 0.0)
-            dv += tk.dot(tl.trans(dvalue.to(g.dtype)), g)
+            dv += tk.dot(tl.trans(g), dvalue.to(g.dtype))
         ds = _uz(above, some, log_p, value, factor[:, None], KIND, RECTIFY)
         if x.dnorm is not None:
             ds += mk.exp(log_p) * dnorm[:, None]
-        dk += tk.dot(tl.trans(tk.uncapped_gradient(ds, raw, x.softcap).to(q.dtype)), q)
+        dk += tk.dot(tl.trans(q), tk.uncapped_gradient(ds, raw, x.softcap).to(q.dtype))
     to = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
-    tk.store_tile(dk_ptr, to, j < keys, dk * x.scale, D)
+    tk.store_tile(dk_ptr, to, j < keys, tl.trans(dk) * x.scale, D)
     if KIND == CONTRIBUTION:
-        tk.store_tile(dv_ptr, to, j < keys, dv, DV)
+        tk.store_tile(dv_ptr, to, j < keys, tl.trans(dv), DV)
