@@ -131,6 +131,16 @@ def rows_of(x, i0, end, BLOCK_M: tl.constexpr, LANES: tl.constexpr):
 
 
 @helper
+def sets_of(x, i0, end, BLOCK_M: tl.constexpr, LANES: tl.constexpr):
+    """Only the key set of each of them, -1 without sets."""
+    row = i0 // LANES + tl.arange(0, BLOCK_M // LANES)
+    member = tl.full(row.shape, -1, tl.int32)
+    if x.selection.set_index is not None:
+        member = tl.load(x.selection.set_index + row, mask=row * LANES < end, other=-1)
+    return member
+
+
+@helper
 def visible(start, stop, j0, BLOCK_N: tl.constexpr):
     """The keys that each lane sees: [BLOCK_M, BLOCK_N]."""
     j = j0 + tl.arange(0, BLOCK_N)

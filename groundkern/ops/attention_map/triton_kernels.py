@@ -204,6 +204,11 @@ def _map_kernel(
     i, row = i0 + tl.arange(0, BLOCK_M), i0 // LANES + tl.arange(0, ROWS)
     here = row * LANES < end
     bounds = tk.row_bounds(x.selection, row, here)
+    # A head's offset is one number, added to those of the lanes.
+    n, lane = (i // LANES).to(tl.int64), (i % LANES).to(tl.int64)
+    n_at, q_at = n * x.heads + lane, n * x.q.n + lane * x.q.h
+    if KIND == CONTRIBUTION:
+        g_at = n * x.g.n + lane * x.g.h
     kl = tl.zeros((ROWS,), tl.float32)
     for e in range(split, count, splits):
         j0 = ak.first_key(x, first, e, keys, BLOCK_N)
@@ -214,16 +219,17 @@ def _map_kernel(
         top = tl.full((ROWS, BLOCK_N), -mk.INFINITE, tl.float32)
         counted = tl.zeros((ROWS,), tl.int1)
         for virtual in range(virtual_heads):
-            n, head, mask = mk.lanes_of(x, i, end, virtual, LANES)
-            q = tk.load_heads(x.q, n, head, mask, D)
+            head = virtual // x.parts * x.group + virtual % x.parts * LANES
+            mask = (i < end) & (virtual % x.parts * LANES + lane < x.group)
+            q = tk.load_tile(x.q.ptr + tk.wide(head) * x.q.h, q_at, 1, mask, D)
             k = tk.load_keys(x.k, b, virtual // x.parts, j, j < keys, D)
             raw = tk.dot(q, tl.trans(k)) * x.scale
             value = raw
             if KIND == CONTRIBUTION:
-                g = tk.load_heads(x.g, n, head, mask, DV)
+                g = tk.load_tile(x.g.ptr + tk.wide(head) * x.g.h, g_at, 1, mask, DV)
                 v = tk.load_keys(x.v, b, virtual // x.parts, j, j < keys, DV)
                 value = tk.dot(g, tl.trans(v))
-            at = n.to(tl.int64) * x.heads + head
+            at = n_at + head
             total, top, some = _add_head(x, total, top, raw, value, at, mask, LANES, KIND, RECTIFY)
             counted = counted | some
         at = tk.wide(x.C) * row[:, None] + place[None, :]
@@ -447,15 +453,17 @@ def _backward_dkv_kernel(
         dv = tl.zeros((padded(DV), BLOCK_N), tl.float32)
     place = mk.place_of(x, b, j0, keys, BLOCK_N)
     after = _first_lane(x, row_tiles_ptr, span, 0, count, most, BLOCK_M)
-    row_after, bounds_after = mk.rows_of(x, after, end, BLOCK_M, LANES)
+    sets = mk.sets_of(x, after, end, BLOCK_M, LANES)
     for e in range(count * x.parts):
-        i0, row, bounds = after, row_after, bounds_after
+        i0, member = after, sets
         after = _first_lane(x, row_tiles_ptr, span, e + 1, count, most, BLOCK_M)
         virtual = kv_head * x.parts + e % x.parts
         n, head, mask = mk.lanes_of(x, i0 + tl.arange(0, BLOCK_M), end, virtual, LANES)
         at = n.to(tl.int64) * x.heads + head
         q = tk.load_heads(x.q, n, head, mask, D)
-        row_after, bounds_after = mk.rows_of(x, after, end, BLOCK_M, LANES)
+        row, bounds = mk.rows_of(x, i0, end, BLOCK_M, LANES)
+        bounds = (bounds[0], bounds[1], member)
+        sets = mk.sets_of(x, after, end, BLOCK_M, LANES)
         norm, factor, dnorm = _of_rows(x, n, at, mask, KIND)
         start, stop, _ = tk.row_bounds(x.selection, n, mask)
         above, own = _above(x, place, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
