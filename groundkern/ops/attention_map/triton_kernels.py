@@ -203,18 +203,16 @@ def _map_kernel(
     split, splits = tl.program_id(1), tl.num_programs(1)
     i, row = i0 + tl.arange(0, BLOCK_M), i0 // LANES + tl.arange(0, ROWS)
     here = row * LANES < end
-    bounds = tk.row_bounds(x.selection, row, here)
     # A head's offset is one number, added to those of the lanes.
-    n, lane = (i // LANES).to(tl.int64), (i % LANES).to(tl.int64)
-    n_at, q_at = n * x.heads + lane, n * x.q.n + lane * x.q.h
+    n, lane = (i // LANES).to(tl.int64), i % LANES
+    n_at, q_at = n * x.heads + lane, n * x.q.n + lane.to(tl.int64) * x.q.h
     if KIND == CONTRIBUTION:
-        g_at = n * x.g.n + lane * x.g.h
+        g_at = n * x.g.n + lane.to(tl.int64) * x.g.h
     kl = tl.zeros((ROWS,), tl.float32)
     for e in range(split, count, splits):
         j0 = ak.first_key(x, first, e, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
         place = mk.place_of(x, b, j0, keys, BLOCK_N)
-        own = mk.own_columns(x, place, bounds, j0, keys, BLOCK_N)  # [ROWS, BLOCK_N]
         total = tl.zeros((ROWS, BLOCK_N), tl.float32)
         top = tl.full((ROWS, BLOCK_N), -mk.INFINITE, tl.float32)
         counted = tl.zeros((ROWS,), tl.int1)
@@ -232,6 +230,8 @@ def _map_kernel(
             at = n_at + head
             total, top, some = _add_head(x, total, top, raw, value, at, mask, LANES, KIND, RECTIFY)
             counted = counted | some
+        bounds = tk.row_bounds(x.selection, row, here)  # here: kept, they spill
+        own = mk.own_columns(x, place, bounds, j0, keys, BLOCK_N)  # [ROWS, BLOCK_N]
         at = tk.wide(x.C) * row[:, None] + place[None, :]
         if KIND == KL_MEAN:
             total = tk.log_sum(top, total)

@@ -33,22 +33,24 @@ from groundkern.selection import KeySets, QueryRows, Selection
 from groundkern.tile_kernels import Heads, Keys
 from groundkern.tiles import Launcher, Tile
 
-# (4-byte operands, largest head dimension; of contributions the sum of both, with a softcap twice
-# as much) -> tile of all kernels of this op. Every row is an untuned first guess: compiled by `make
-# aot`, never timed on a device. `make gpu` finds better ones.
+# (4-byte operands, largest sum of head dimensions: of q, with a softcap twice, and of values) ->
+# tile of all kernels of this op. Every row is an untuned first guess: compiled by `make aot`, never
+# timed on a device. `make gpu` finds better ones.
 TILES = {  # of Hopper and later
-    (False, 128): Tile(64, 64, 8, 3, 255),
-    (False, 256): Tile(16, 64, 8, 3, 255),
+    (False, 128): Tile(64, 64, 4, 4, 255),
+    (False, 256): Tile(64, 32, 4, 4, 255),
+    (False, 512): Tile(16, 64, 8, 4, 255),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),
-    (True, 256): Tile(16, 32, 8, 1),
+    (True, 512): Tile(16, 32, 8, 1),
 }
 SMALL_TILES = {  # of other devices (`tiles.small`)
-    (False, 256): Tile(16, 32, 8, 3, 168),
+    (False, 512): Tile(16, 32, 8, 4, 168),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),
-    (True, 256): Tile(16, 32, 8, 1),
+    (True, 512): Tile(16, 32, 8, 1),
 }
+ROW_STAGES = 3  # at most, of the kernels that load rows in their loops
 
 
 def unsupported(inputs: Inputs) -> str | None:
@@ -59,13 +61,11 @@ def unsupported(inputs: Inputs) -> str | None:
 def _tile(inputs: Inputs, options: Options) -> Tile:
     """The row of the table that serves a call."""
     q, k, v = inputs[:3]
-    dims = [q.shape[-1]]
-    # Of contributions, sums of both widths are held at a time, and with a softcap slopes of scores.
-    beside = v if v is not None else q if options.softcap else None
-    if beside is not None:
-        wide = [tiles.padded(x.shape[-1]) for x in (q, beside)]
-        odd = wide != [x.shape[-1] for x in (q, beside)]
-        dims = [min(sum(wide), 256) - odd]
+    # Sums of both widths are held at a time, and with a softcap slopes of scores.
+    beside = [x for x in (v, q if options.softcap else None) if x is not None]
+    wide = [tiles.padded(x.shape[-1]) for x in (q, *beside)]
+    odd = wide != [x.shape[-1] for x in (q, *beside)]
+    dims = [min(sum(wide), 512) - odd]
     packed = q.shape[0] * (q.shape[1] // k.shape[1])
     table = SMALL_TILES if tiles.small(q.device) else TILES
     return table[tiles.tile_key(table, (q.dtype == torch.float32,), dims, packed)]
@@ -131,6 +131,9 @@ class _Known:
         dims = {"D": dim, "DV": dim if v is None else v.shape[3]}
         flags = {"LANES": plan.lanes, "KIND": options.kind, "RECTIFY": options.rectify}
         self.constants = dims | flags | self.tile.constants
+        # Of the kernels that load rows beside keys, or rows alone, in their loops: their copies are
+        # larger, and of two operands as many are in flight as of one with a stage more.
+        self.of_rows = {"num_stages": min(self.tile.stages, ROW_STAGES)}
         row_tiles, key_tiles = plan.tiles.shape[0], -(-self.keys // self.tile.block_n)
         self.wide_grid = (batch * key_tiles, kv_heads)
 
@@ -204,7 +207,7 @@ class _Launch(NamedTuple):
         kl = self.new(rows) if mean else None
         part = self.part(splits, rows) if mean else None
         arguments = (self.maps(), out, kl, part, self.counters(row_tiles), rows, known.keys)
-        self.launch(kernels._map_kernel, grid, *arguments, known.virtual_heads)
+        self.launch(kernels._map_kernel, grid, *arguments, known.virtual_heads, **known.of_rows)
         return out, kl
 
     def sums(self, **others: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -234,9 +237,8 @@ class _Launch(NamedTuple):
         self.launch(kernels._backward_dq_kernel, grid, *arguments, VISIBLE=known.reached)
         spans = (None, plan.visible_row_spans) if known.reached else plan[2:4]
         arguments = (x, *spans, dk, dv, known.keys, plan.row_tiles.shape[1])
-        self.launch(
-            kernels._backward_dkv_kernel, known.wide_grid, *arguments, VISIBLE=known.reached
-        )
+        constants = {"VISIBLE": known.reached} | known.of_rows
+        self.launch(kernels._backward_dkv_kernel, known.wide_grid, *arguments, **constants)
         return Gradients(dq, dk, dv, dg, None, dnorm if lse_grad else None)
 
 
