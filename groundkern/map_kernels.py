@@ -113,11 +113,12 @@ def rectified(value):
 
 
 @helper
-def gathered(ptr, at, mask):
-    """The bits, as int32, of fp32 numbers that lie anywhere; 0 outside the mask. Loaded in halves:
-    loads of 16 bits are not staged through shared memory, which would keep the keys' copies
-    waiting."""
-    halves = tl.cast(ptr, tl.pointer_type(tl.int16), bitcast=True) + at * 2
+def gathered(ptr, C, row, place, mask):
+    """The bits, as int32, of fp32 numbers [N, C] in some rows and places; 0 outside the mask.
+    Loaded in halves: loads of 16 bits are not staged through shared memory, which would keep the
+    keys' copies waiting."""
+    halves = tl.cast(ptr, tl.pointer_type(tl.int16), bitcast=True)
+    halves = (halves + tk.wide(C) * 2 * row[:, None]) + place[None, :] * 2
     low = tl.load(halves, mask=mask, other=0).to(tl.int32) & 0xFFFF
     high = tl.load(halves + 1, mask=mask, other=0).to(tl.int32) << 16
     return low | high

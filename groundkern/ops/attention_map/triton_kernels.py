@@ -44,13 +44,12 @@ def _above(x, place, row, bounds, j0, keys, BLOCK_N: tl.constexpr, LANES: tl.con
     """
     ROWS: tl.constexpr = row.shape[0]
     own = mk.own_columns(x, place, bounds, j0, keys, BLOCK_N)
-    at = tk.wide(x.C) * row[:, None] + place[None, :]
     if KIND == KL_MEAN:
-        bits = mk.gathered(x.made, at, own)
+        bits = mk.gathered(x.made, x.C, row, place, own)
     elif KIND == KL_EACH:
-        bits = mk.gathered(x.target, at, own)
+        bits = mk.gathered(x.target, x.C, row, place, own)
     else:
-        bits = mk.gathered(x.upstream, at, own)
+        bits = mk.gathered(x.upstream, x.C, row, place, own)
     bits = tl.where(own, bits, NOT_OWN)
     bits = tl.broadcast_to(bits[:, None, :], (ROWS, LANES, BLOCK_N))
     bits = tl.reshape(bits, (ROWS * LANES, BLOCK_N))
@@ -201,8 +200,7 @@ def _map_kernel(
     b, i0, end = tl.load(record), tl.load(record + 1), tl.load(record + 2)
     first, count = tl.load(record + 3), tl.load(record + 4)
     split, splits = tl.program_id(1), tl.num_programs(1)
-    i, row = i0 + tl.arange(0, BLOCK_M), i0 // LANES + tl.arange(0, ROWS)
-    here = row * LANES < end
+    i = i0 + tl.arange(0, BLOCK_M)
     # A head's offset is one number, added to those of the lanes.
     n, lane = (i // LANES).to(tl.int64), i % LANES
     n_at, q_at = n * x.heads + lane, n * x.q.n + lane.to(tl.int64) * x.q.h
@@ -212,7 +210,6 @@ def _map_kernel(
     for e in range(split, count, splits):
         j0 = ak.first_key(x, first, e, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
-        place = mk.place_of(x, b, j0, keys, BLOCK_N)
         total = tl.zeros((ROWS, BLOCK_N), tl.float32)
         top = tl.full((ROWS, BLOCK_N), -mk.INFINITE, tl.float32)
         counted = tl.zeros((ROWS,), tl.int1)
@@ -230,7 +227,10 @@ def _map_kernel(
             at = n_at + head
             total, top, some = _add_head(x, total, top, raw, value, at, mask, LANES, KIND, RECTIFY)
             counted = counted | some
-        bounds = tk.row_bounds(x.selection, row, here)  # here: kept, they spill
+        # Read here, and not kept through the heads: that spills.
+        i1, end1 = mk.lanes_span(x)
+        row, bounds = mk.rows_of(x, i1, end1, BLOCK_M, LANES)
+        place = mk.place_of(x, b, j0, keys, BLOCK_N)
         own = mk.own_columns(x, place, bounds, j0, keys, BLOCK_N)  # [ROWS, BLOCK_N]
         at = tk.wide(x.C) * row[:, None] + place[None, :]
         if KIND == KL_MEAN:
@@ -241,6 +241,8 @@ def _map_kernel(
             kl += tl.sum(tl.where(some, target * total, 0.0), 1)
         tl.store(map_ptr + at, total, mask=own)
     if KIND == KL_MEAN:
+        row = i0 // LANES + tl.arange(0, ROWS)
+        here = row * LANES < end
         complete = splits == 1
         if splits > 1:
             tl.store(part_ptr + tk.wide(split) * N + row, kl, mask=here)
