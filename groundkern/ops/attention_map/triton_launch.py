@@ -50,7 +50,9 @@ SMALL_TILES = {  # of other devices (`tiles.small`)
     (True, 128): Tile(16, 32, 8),
     (True, 512): Tile(16, 32, 8, 1),
 }
-ROW_STAGES = 3  # at most, of the kernels that load rows in their loops
+# At most, of the kernels whose loops load more than keys: rows, or values too. With two operands two
+# copies are in flight at the wait, as with keys alone and a stage more.
+SEVERAL_STAGES = 3
 
 
 def unsupported(inputs: Inputs) -> str | None:
@@ -131,9 +133,8 @@ class _Known:
         dims = {"D": dim, "DV": dim if v is None else v.shape[3]}
         flags = {"LANES": plan.lanes, "KIND": options.kind, "RECTIFY": options.rectify}
         self.constants = dims | flags | self.tile.constants
-        # Of the kernels that load rows beside keys, or rows alone, in their loops: their copies are
-        # larger, and of two operands as many are in flight as of one with a stage more.
-        self.of_rows = {"num_stages": min(self.tile.stages, ROW_STAGES)}
+        self.several = {"num_stages": min(self.tile.stages, SEVERAL_STAGES)}
+        self.of_keys = self.several if options.kind == CONTRIBUTION else {}
         row_tiles, key_tiles = plan.tiles.shape[0], -(-self.keys // self.tile.block_n)
         self.wide_grid = (batch * key_tiles, kv_heads)
 
@@ -207,7 +208,7 @@ class _Launch(NamedTuple):
         kl = self.new(rows) if mean else None
         part = self.part(splits, rows) if mean else None
         arguments = (self.maps(), out, kl, part, self.counters(row_tiles), rows, known.keys)
-        self.launch(kernels._map_kernel, grid, *arguments, known.virtual_heads, **known.of_rows)
+        self.launch(kernels._map_kernel, grid, *arguments, known.virtual_heads, **known.several)
         return out, kl
 
     def sums(self, **others: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -218,7 +219,7 @@ class _Launch(NamedTuple):
         made = (None, second) if each else (second, None)
         part, counters = self.part(grid[2], rows, heads), self.counters(grid[0] * (grid[1] + 1))
         arguments = (self.maps(**others), part, total, *made, counters, rows, self.known.keys)
-        self.launch(kernels._sums_kernel, grid, *arguments)
+        self.launch(kernels._sums_kernel, grid, *arguments, **self.known.of_keys)
         return total, second
 
     def gradients(self, dnorm: Tensor, **others: Tensor) -> Gradients:
@@ -234,10 +235,11 @@ class _Launch(NamedTuple):
         parts = (self.part(grid[2], *y.shape) if y is not None else None for y in (q, g))
         counters = self.counters(merge_counters(grid))
         arguments = (x, *parts, dq, dg, counters, q.shape[0], known.keys)
-        self.launch(kernels._backward_dq_kernel, grid, *arguments, VISIBLE=known.reached)
+        constants = {"VISIBLE": known.reached} | known.of_keys
+        self.launch(kernels._backward_dq_kernel, grid, *arguments, **constants)
         spans = (None, plan.visible_row_spans) if known.reached else plan[2:4]
         arguments = (x, *spans, dk, dv, known.keys, plan.row_tiles.shape[1])
-        constants = {"VISIBLE": known.reached} | known.of_rows
+        constants = {"VISIBLE": known.reached} | known.several
         self.launch(kernels._backward_dkv_kernel, known.wide_grid, *arguments, **constants)
         return Gradients(dq, dk, dv, dg, None, dnorm if lse_grad else None)
 
