@@ -33,12 +33,19 @@ from groundkern.selection import KeySets, QueryRows, Selection
 from groundkern.tile_kernels import Heads, Keys
 from groundkern.tiles import Launcher, Tile
 
-# (4-byte operands, largest sum of head dimensions: of q, with a softcap twice, and of values) ->
-# tile of all kernels of this op. Every row is an untuned first guess: compiled by `make aot`, never
-# timed on a device. `make gpu` finds better ones.
+# (4-byte operands, largest sum of head dimensions: of q, with a softcap twice, and of values; one
+# less of such that 16 does not divide, which are loaded 16 bits at a time) -> tile of all kernels of
+# this op. 4 warps on 64 lanes: with 8, both halves of a processor would compute the same scores for
+# the second product. Every row is an untuned first guess: compiled by `make aot`, never timed on a
+# device. `make gpu` finds better ones.
 TILES = {  # of Hopper and later
+    (False, 63): Tile(64, 64, 8, 4, 255),
+    (False, 64): Tile(64, 64, 4, 4, 255),
+    (False, 127): Tile(16, 64, 8, 4, 255),
     (False, 128): Tile(64, 64, 4, 4, 255),
+    (False, 255): Tile(16, 32, 8, 4, 255),
     (False, 256): Tile(64, 32, 4, 4, 255),
+    (False, 511): Tile(16, 32, 8, 4, 255),
     (False, 512): Tile(16, 64, 8, 4, 255),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),
@@ -64,10 +71,9 @@ def _tile(inputs: Inputs, options: Options) -> Tile:
     """The row of the table that serves a call."""
     q, k, v = inputs[:3]
     # Sums of both widths are held at a time, and with a softcap slopes of scores.
-    beside = [x for x in (v, q if options.softcap else None) if x is not None]
-    wide = [tiles.padded(x.shape[-1]) for x in (q, *beside)]
-    odd = wide != [x.shape[-1] for x in (q, *beside)]
-    dims = [min(sum(wide), 512) - odd]
+    held = [x.shape[-1] for x in (q, v, q if options.softcap else None) if x is not None]
+    odd = any(dim % 16 for dim in held)
+    dims = [min(tiles.padded(sum(map(tiles.padded, held))), 512) - odd]
     packed = q.shape[0] * (q.shape[1] // k.shape[1])
     table = SMALL_TILES if tiles.small(q.device) else TILES
     return table[tiles.tile_key(table, (q.dtype == torch.float32,), dims, packed)]
