@@ -163,8 +163,8 @@ def merge(part_ptr, to_ptr, at, to, size, span, mask, scale, DIM: tl.constexpr):
                 part = first + i * step
                 row = (at + tk.wide(part) * size)[:, None]
                 total += ak.load_part(part_ptr, row * DIM + d[None, :], inside & (part < end))
-        total = (total * scale).to(to_ptr.dtype.element_ty)
-        tl.store(to_ptr + to[:, None] * DIM + d[None, :], total, mask=inside)
+        rounded = (total * scale).to(to_ptr.dtype.element_ty)
+        tl.store(to_ptr + to[:, None] * DIM + d[None, :], rounded, mask=inside)
 
 
 @helper

@@ -424,6 +424,27 @@ def _first_lane(x, row_tiles_ptr, span, e, count, most, BLOCK_M: tl.constexpr):
     return i0
 
 
+@helper
+def _keys_zeros(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr):
+    """The sum of a key tile [BLOCK_N, padded DIM]; of 64 lanes and more transposed, so that 32 keys
+    are enough for wgmma, whose first operand has 64 rows."""
+    if BLOCK_M >= 64:
+        total = tl.zeros((padded(DIM), BLOCK_N), tl.float32)
+    else:
+        total = tl.zeros((BLOCK_N, padded(DIM)), tl.float32)
+    return total
+
+
+@helper
+def _add_product(total, ds, rows):
+    """`_keys_zeros` + ds^T [BLOCK_N, BLOCK_M] @ rows [BLOCK_M, padded DIM]."""
+    if ds.shape[0] >= 64:
+        total += tk.dot(tl.trans(rows), ds)
+    else:
+        total += tk.dot(tl.trans(ds), rows)
+    return total
+
+
 @kernel
 def _backward_dkv_kernel(
     x,  # `Maps`
@@ -449,10 +470,10 @@ def _backward_dkv_kernel(
     count, end = tl.load(span), tl.load(span + 1)
     read = (j < keys) & (count > 0)
     k = tk.load_keys(x.k, b, kv_head, j, read, D)
-    dk = tl.zeros((padded(D), BLOCK_N), tl.float32)
+    dk = _keys_zeros(BLOCK_M, BLOCK_N, D)
     if KIND == CONTRIBUTION:
         v = tk.load_keys(x.v, b, kv_head, j, read, DV)
-        dv = tl.zeros((padded(DV), BLOCK_N), tl.float32)
+        dv = _keys_zeros(BLOCK_M, BLOCK_N, DV)
     place = mk.place_of(x, b, j0, keys, BLOCK_N)
     after = _first_lane(x, row_tiles_ptr, span, 0, count, most, BLOCK_M)
     sets = mk.sets_of(x, after, end, BLOCK_M, LANES)
@@ -481,12 +502,17 @@ def _backward_dkv_kernel(
             value = tk.dot(g, tl.trans(v))
             passed = some & (value > 0.0) if RECTIFY else some
             dvalue = tl.where(passed, mk.exp(log_p) * above, 0.0)
-            dv += tk.dot(tl.trans(g), dvalue.to(g.dtype))
+            dv = _add_product(dv, dvalue.to(g.dtype), g)
         ds = _uz(above, some, log_p, value, factor[:, None], KIND, RECTIFY)
         if x.dnorm is not None:
             ds += mk.exp(log_p) * dnorm[:, None]
-        dk += tk.dot(tl.trans(q), tk.uncapped_gradient(ds, raw, x.softcap).to(q.dtype))
+        ds = tk.uncapped_gradient(ds, raw, x.softcap)
+        dk = _add_product(dk, ds.to(q.dtype), q)
+    if BLOCK_M >= 64:
+        dk = tl.trans(dk)
+        if KIND == CONTRIBUTION:
+            dv = tl.trans(dv)
     to = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
-    tk.store_tile(dk_ptr, to, j < keys, tl.trans(dk) * x.scale, D)
+    tk.store_tile(dk_ptr, to, j < keys, dk * x.scale, D)
     if KIND == CONTRIBUTION:
-        tk.store_tile(dv_ptr, to, j < keys, tl.trans(dv), DV)
+        tk.store_tile(dv_ptr, to, j < keys, dv, DV)
