@@ -39,7 +39,7 @@ from groundkern.tiles import Launcher, Tile
 # the second product. Every row is an untuned first guess: compiled by `make aot`, never timed on a
 # device. `make gpu` finds better ones.
 TILES = {  # of Hopper and later
-    (False, 63): Tile(64, 64, 8, 4, 255),
+    (False, 63): Tile(16, 64, 8, 4, 255),
     (False, 64): Tile(64, 64, 4, 4, 255),
     (False, 127): Tile(16, 64, 8, 4, 255),
     (False, 128): Tile(64, 64, 4, 4, 255),
@@ -140,6 +140,8 @@ class _Known:
         flags = {"LANES": plan.lanes, "KIND": options.kind, "RECTIFY": options.rectify}
         self.constants = dims | flags | self.tile.constants
         self.several = {"num_stages": min(self.tile.stages, SEVERAL_STAGES)}
+        # It has no second product, and holds sums of rows in every lane of theirs: 4 warps spill.
+        self.of_map = self.several | ({"num_warps": 8} if self.tile.block_m == 64 else {})
         self.of_keys = self.several if options.kind == CONTRIBUTION else {}
         row_tiles, key_tiles = plan.tiles.shape[0], -(-self.keys // self.tile.block_n)
         self.wide_grid = (batch * key_tiles, kv_heads)
@@ -214,7 +216,7 @@ class _Launch(NamedTuple):
         kl = self.new(rows) if mean else None
         part = self.part(splits, rows) if mean else None
         arguments = (self.maps(), out, kl, part, self.counters(row_tiles), rows, known.keys)
-        self.launch(kernels._map_kernel, grid, *arguments, known.virtual_heads, **known.several)
+        self.launch(kernels._map_kernel, grid, *arguments, known.virtual_heads, **known.of_map)
         return out, kl
 
     def sums(self, **others: Tensor) -> tuple[Tensor, Tensor | None]:
