@@ -43,8 +43,7 @@ class Maps(NamedTuple):
 
 @helper
 def lanes_of(x, i, end, virtual, LANES: tl.constexpr):
-    """Row, query head and whether it is in range, of lanes i of a virtual head; of `ak.lanes_of`,
-    which divides by a number that is not known when it is compiled: 20 instructions a lane."""
+    """`ak.lanes_of`, with lanes known to the compiler, so that nothing is divided at run time."""
     member = virtual % x.parts * LANES + i % LANES
     head = virtual // x.parts * x.group + member
     return i // LANES, head, (i < end) & (member < x.group)
@@ -82,6 +81,20 @@ def place_of(x, b, j0, keys, BLOCK_N: tl.constexpr):
     """Each key's column or -1: [BLOCK_N]."""
     j = j0 + tl.arange(0, BLOCK_N)
     return tl.load(x.place + tk.wide(b) * keys + j, mask=j < keys, other=-1)
+
+
+@helper
+def of_rows(x, n, at, mask, WEIGHTED: tl.constexpr, OF_KL: tl.constexpr):
+    """Normaliser of each lane; head weight, of a KL times its upstream gradient; dnorm, or 0."""
+    factor = tl.full(n.shape, 1.0, tl.float32)
+    dnorm = tl.zeros(n.shape, tl.float32)
+    if WEIGHTED:
+        factor = tl.load(x.weight + at, mask=mask, other=0.0)
+    if x.dnorm is not None:
+        dnorm = tl.load(x.dnorm + at, mask=mask, other=0.0)
+    if OF_KL:
+        factor *= tl.load(x.upstream + n, mask=mask, other=0.0)
+    return norm_of(x, at, mask), factor, dnorm
 
 
 @helper
@@ -142,10 +155,67 @@ def sets_of(x, i0, end, BLOCK_M: tl.constexpr, LANES: tl.constexpr):
 
 
 @helper
+def first_lane(x, row_tiles_ptr, span, e, count, most, BLOCK_M: tl.constexpr):
+    """The first lane of row tile e / parts of those that read the wide key tile of program (wide
+    key tile, KV head); any if there are fewer."""
+    if row_tiles_ptr is not None:
+        at = row_tiles_ptr + tk.wide(tl.program_id(0)) * most + e // x.parts
+        i0 = tl.load(at, mask=e // x.parts < count, other=0)
+    else:
+        i0 = tl.load(span + 2) + e // x.parts * BLOCK_M
+    return i0
+
+
+@helper
+def keys_zeros(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr):
+    """The sum of a key tile [BLOCK_N, padded DIM]; of 64 lanes and more transposed, so that 32 keys
+    are enough for wgmma, whose first operand has 64 rows."""
+    if BLOCK_M >= 64:
+        total = tl.zeros((padded(DIM), BLOCK_N), tl.float32)
+    else:
+        total = tl.zeros((BLOCK_N, padded(DIM)), tl.float32)
+    return total
+
+
+@helper
+def add_product(total, ds, rows):
+    """`keys_zeros` + ds^T [BLOCK_N, BLOCK_M] @ rows [BLOCK_M, padded DIM]."""
+    if ds.shape[0] >= 64:
+        total += tk.dot(tl.trans(rows), ds)
+    else:
+        total += tk.dot(tl.trans(ds), rows)
+    return total
+
+
+@helper
+def by_key(total, BLOCK_M: tl.constexpr):
+    """`keys_zeros` and what was added to it, not transposed."""
+    if BLOCK_M >= 64:
+        total = tl.trans(total)
+    return total
+
+
+@helper
 def visible(start, stop, j0, BLOCK_N: tl.constexpr):
     """The keys that each lane sees: [BLOCK_M, BLOCK_N]."""
     j = j0 + tl.arange(0, BLOCK_N)
     return (j[None, :] >= start[:, None]) & (j[None, :] < stop[:, None])
+
+
+@helper
+def kl_of_heads(x, sums_ptr, kl_ptr, virtual_heads, BLOCK_M: tl.constexpr, LANES: tl.constexpr):
+    """(K3) of each head: their weighted sum, in order."""
+    ROWS: tl.constexpr = BLOCK_M // LANES
+    i0, end = lanes_span(x)
+    i, row = i0 + tl.arange(0, BLOCK_M), i0 // LANES + tl.arange(0, ROWS)
+    kl = tl.zeros((ROWS,), tl.float32)
+    for virtual in range(virtual_heads):
+        n, head, mask = lanes_of(x, i, end, virtual, LANES)
+        at = n.to(tl.int64) * x.heads + head
+        y = ak.load_part(sums_ptr, at, mask)
+        y *= tl.load(x.weight + at, mask=mask, other=0.0)
+        kl += tl.sum(tl.reshape(y, (ROWS, LANES)), 1)
+    tl.store(kl_ptr + row, kl, mask=row * LANES < end)
 
 
 @helper
@@ -210,7 +280,8 @@ def store_sum(
             if groups == 1:
                 merge_both(parts, to, at, at, size, (0, splits, 1), mask, scale, D, DV)
             else:
-                merge_both(parts, parts, at, at + begin * size, size, (begin, end, 1), mask, 1.0, D, DV)
+                part, span = at + begin * size, (begin, end, 1)
+                merge_both(parts, parts, at, part, size, span, mask, 1.0, D, DV)
                 if ak.last_to_arrive(counters_ptr + groups, groups):
                     span = (0, splits, ak._RADIX)
                     merge_both(parts, to, at, at, size, span, mask, scale, D, DV)

@@ -57,8 +57,8 @@ def _above(x, place, row, bounds, j0, keys, BLOCK_N: tl.constexpr, LANES: tl.con
 
 
 @helper
-def _uz(above, some, log_p, value, factor, KIND: tl.constexpr, RECTIFY: tl.constexpr):
-    """u z of the table above by a factor, which has dkl of a KL. What is NaN stays NaN."""
+def _uz(above, log_p, value, factor, KIND: tl.constexpr, RECTIFY: tl.constexpr):
+    """u z by a factor, which has dkl of a KL; on own columns with p > 0. NaN stays NaN."""
     if KIND == KL_EACH:
         uz = -factor * above
     elif KIND == KL_MEAN:  # a head of weight 0 may lie far above
@@ -68,21 +68,7 @@ def _uz(above, some, log_p, value, factor, KIND: tl.constexpr, RECTIFY: tl.const
         uz = factor * mk.exp(log_p) * above
     else:
         uz = mk.exp(log_p) * above * (mk.rectified(value) if RECTIFY else value)
-    return tl.where(some, uz, 0.0)
-
-
-@helper
-def _of_rows(x, n, at, mask, KIND: tl.constexpr):
-    """Normaliser of each lane; head weight, of a KL times its upstream gradient; dnorm, or 0."""
-    factor = tl.full(n.shape, 1.0, tl.float32)
-    dnorm = tl.zeros(n.shape, tl.float32)
-    if KIND != CONTRIBUTION:
-        factor = tl.load(x.weight + at, mask=mask, other=0.0)
-    if x.dnorm is not None:
-        dnorm = tl.load(x.dnorm + at, mask=mask, other=0.0)
-    if KIND == KL_MEAN or KIND == KL_EACH:  # noqa: SIM109
-        factor *= tl.load(x.upstream + n, mask=mask, other=0.0)
-    return mk.norm_of(x, at, mask), factor, dnorm
+    return uz
 
 
 @kernel
@@ -201,8 +187,7 @@ def _map_kernel(
     first, count = tl.load(record + 3), tl.load(record + 4)
     split, splits = tl.program_id(1), tl.num_programs(1)
     i = i0 + tl.arange(0, BLOCK_M)
-    # A head's offset is one number, added to those of the lanes.
-    n, lane = (i // LANES).to(tl.int64), i % LANES
+    n, lane = (i // LANES).to(tl.int64), i % LANES  # a head adds one number to their offsets
     n_at, q_at = n * x.heads + lane, n * x.q.n + lane.to(tl.int64) * x.q.h
     if KIND == CONTRIBUTION:
         g_at = n * x.g.n + lane.to(tl.int64) * x.g.h
@@ -227,9 +212,8 @@ def _map_kernel(
             at = n_at + head
             total, top, some = _add_head(x, total, top, raw, value, at, mask, LANES, KIND, RECTIFY)
             counted = counted | some
-        # Read here, and not kept through the heads: that spills.
-        i1, end1 = mk.lanes_span(x)
-        row, bounds = mk.rows_of(x, i1, end1, BLOCK_M, LANES)
+        here, stop = mk.lanes_span(x)  # read again: kept through the heads, all of it spills
+        row, bounds = mk.rows_of(x, here, stop, BLOCK_M, LANES)
         place = mk.place_of(x, b, j0, keys, BLOCK_N)
         own = mk.own_columns(x, place, bounds, j0, keys, BLOCK_N)  # [ROWS, BLOCK_N]
         at = tk.wide(x.C) * row[:, None] + place[None, :]
@@ -242,33 +226,17 @@ def _map_kernel(
         tl.store(map_ptr + at, total, mask=own)
     if KIND == KL_MEAN:
         row = i0 // LANES + tl.arange(0, ROWS)
-        here = row * LANES < end
+        mask = row * LANES < end
         complete = splits == 1
         if splits > 1:
-            tl.store(part_ptr + tk.wide(split) * N + row, kl, mask=here)
+            tl.store(part_ptr + tk.wide(split) * N + row, kl, mask=mask)
             if ak.last_to_arrive(counters_ptr + tl.program_id(0), splits):
                 kl = tl.zeros((ROWS,), tl.float32)
                 for part in range(splits):
-                    kl += ak.load_part(part_ptr, tk.wide(part) * N + row, here)
+                    kl += ak.load_part(part_ptr, tk.wide(part) * N + row, mask)
                 complete = True
         if complete:
-            tl.store(kl_ptr + row, kl, mask=here)
-
-
-@helper
-def _kl_of_heads(x, sums_ptr, kl_ptr, virtual_heads, BLOCK_M: tl.constexpr, LANES: tl.constexpr):
-    """(K3) of each head: their weighted sum, in order."""
-    ROWS: tl.constexpr = BLOCK_M // LANES
-    i0, end = mk.lanes_span(x)
-    i, row = i0 + tl.arange(0, BLOCK_M), i0 // LANES + tl.arange(0, ROWS)
-    kl = tl.zeros((ROWS,), tl.float32)
-    for virtual in range(virtual_heads):
-        n, head, mask = mk.lanes_of(x, i, end, virtual, LANES)
-        at = n.to(tl.int64) * x.heads + head
-        y = ak.load_part(sums_ptr, at, mask)
-        y *= tl.load(x.weight + at, mask=mask, other=0.0)
-        kl += tl.sum(tl.reshape(y, (ROWS, LANES)), 1)
-    tl.store(kl_ptr + row, kl, mask=row * LANES < end)
+            tl.store(kl_ptr + row, kl, mask=mask)
 
 
 @kernel
@@ -323,7 +291,8 @@ def _sums_kernel(
             log_target = tl.log(tl.where(used, above, 1.0))
             total += tl.sum(tl.where(used, above * (log_target - log_p), 0.0), 1)
         else:
-            total += tl.sum(_uz(above, log_p != -mk.INFINITE, log_p, value, factor[:, None], KIND, RECTIFY), 1)
+            uz = _uz(above, log_p, value, factor[:, None], KIND, RECTIFY)
+            total += tl.sum(tl.where(log_p != -mk.INFINITE, uz, 0.0), 1)
     n, head, mask = ak.row_tile_again(x, BLOCK_M)
     at = n.to(tl.int64) * x.heads + head
     complete, counter = splits == 1, tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
@@ -340,7 +309,7 @@ def _sums_kernel(
         if KIND == KL_EACH:
             counters_ptr += tl.num_programs(0) * tl.num_programs(1) + tl.program_id(0)
             if ak.last_to_arrive(counters_ptr, tl.num_programs(1)):
-                _kl_of_heads(x, sums_ptr, kl_ptr, tl.num_programs(1), BLOCK_M, LANES)
+                mk.kl_of_heads(x, sums_ptr, kl_ptr, tl.num_programs(1), BLOCK_M, LANES)
         else:
             if KIND != CONTRIBUTION:
                 total *= tl.load(x.weight + at, mask=mask, other=0.0)
@@ -368,6 +337,7 @@ def _backward_dq_kernel(
 ):
     """dq and dg of one row tile and virtual head."""
     b, first, count, n, head, mask = ak.row_tile(x, BLOCK_M)
+    OF_KL: tl.constexpr = KIND == KL_MEAN or KIND == KL_EACH
     kv_head, split, splits = ak.kv_head_of(x), tl.program_id(2), tl.num_programs(2)
     at = n.to(tl.int64) * x.heads + head
     q = tk.load_heads(x.q, n, head, mask, D)
@@ -378,7 +348,7 @@ def _backward_dq_kernel(
         dg = tl.zeros((BLOCK_M, padded(DV)), tl.float32)
     i0, end = mk.lanes_span(x)
     row, bounds = mk.rows_of(x, i0, end, BLOCK_M, LANES)
-    norm, factor, dnorm = _of_rows(x, n, at, mask, KIND)
+    norm, factor, dnorm = mk.of_rows(x, n, at, mask, KIND != CONTRIBUTION, OF_KL)
     start, stop, _ = tk.row_bounds(x.selection, n, mask)
     after = mk.listed_key(x, first, count, split, keys, BLOCK_N)
     place = mk.place_of(x, b, after, keys, BLOCK_N)
@@ -392,9 +362,7 @@ def _backward_dq_kernel(
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
         seen = mk.visible(start, stop, j0, BLOCK_N) if VISIBLE else own
         log_p = mk.log_p(raw, x.softcap, norm[:, None], seen)
-        some = log_p != -mk.INFINITE
-        if VISIBLE:
-            some = some & own
+        some = (log_p != -mk.INFINITE) & own if VISIBLE else log_p != -mk.INFINITE
         value = log_p
         if KIND == CONTRIBUTION:
             v = tk.load_keys(x.v, b, kv_head, j, j < keys, DV)
@@ -402,7 +370,8 @@ def _backward_dq_kernel(
             passed = some & (value > 0.0) if RECTIFY else some
             dvalue = tl.where(passed, mk.exp(log_p) * above, 0.0)
             dg += tk.dot(dvalue.to(v.dtype), v)
-        ds = _uz(above, some, log_p, value, factor[:, None], KIND, RECTIFY)
+        uz = _uz(above, log_p, value, factor[:, None], KIND, RECTIFY)
+        ds = tl.where(some, uz, 0.0)
         if x.dnorm is not None:
             ds += mk.exp(log_p) * dnorm[:, None]
         dq += tk.dot(tk.uncapped_gradient(ds, raw, x.softcap).to(k.dtype), k)
@@ -410,39 +379,6 @@ def _backward_dq_kernel(
     at = n.to(tl.int64) * x.heads + head
     parts, to, size = (part_ptr, part_g_ptr), (dq_ptr, dg_ptr), tk.wide(N) * x.heads
     mk.store_sum(parts, to, at, size, counters_ptr, mask, dq, dg, x.scale, D, DV)
-
-
-@helper
-def _first_lane(x, row_tiles_ptr, span, e, count, most, BLOCK_M: tl.constexpr):
-    """The first lane of row tile e / parts of those that read the wide key tile of program (wide
-    key tile, KV head); any if there are fewer."""
-    if row_tiles_ptr is not None:
-        at = row_tiles_ptr + tk.wide(tl.program_id(0)) * most + e // x.parts
-        i0 = tl.load(at, mask=e // x.parts < count, other=0)
-    else:
-        i0 = tl.load(span + 2) + e // x.parts * BLOCK_M
-    return i0
-
-
-@helper
-def _keys_zeros(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr):
-    """The sum of a key tile [BLOCK_N, padded DIM]; of 64 lanes and more transposed, so that 32 keys
-    are enough for wgmma, whose first operand has 64 rows."""
-    if BLOCK_M >= 64:
-        total = tl.zeros((padded(DIM), BLOCK_N), tl.float32)
-    else:
-        total = tl.zeros((BLOCK_N, padded(DIM)), tl.float32)
-    return total
-
-
-@helper
-def _add_product(total, ds, rows):
-    """`_keys_zeros` + ds^T [BLOCK_N, BLOCK_M] @ rows [BLOCK_M, padded DIM]."""
-    if ds.shape[0] >= 64:
-        total += tk.dot(tl.trans(rows), ds)
-    else:
-        total += tk.dot(tl.trans(ds), rows)
-    return total
 
 
 @kernel
@@ -464,22 +400,23 @@ def _backward_dkv_kernel(
     RECTIFY: tl.constexpr,
 ):
     """dk and dv of one wide key tile, over the row tiles that read it: zeros if there are none."""
+    OF_KL: tl.constexpr = KIND == KL_MEAN or KIND == KL_EACH
     b, j0, j = tk.key_tile(keys, BLOCK_N)
     kv_head = tl.program_id(1)
     span = row_spans_ptr + tl.program_id(0) * 3
     count, end = tl.load(span), tl.load(span + 1)
     read = (j < keys) & (count > 0)
     k = tk.load_keys(x.k, b, kv_head, j, read, D)
-    dk = _keys_zeros(BLOCK_M, BLOCK_N, D)
+    dk = mk.keys_zeros(BLOCK_M, BLOCK_N, D)
     if KIND == CONTRIBUTION:
         v = tk.load_keys(x.v, b, kv_head, j, read, DV)
-        dv = _keys_zeros(BLOCK_M, BLOCK_N, DV)
+        dv = mk.keys_zeros(BLOCK_M, BLOCK_N, DV)
     place = mk.place_of(x, b, j0, keys, BLOCK_N)
-    after = _first_lane(x, row_tiles_ptr, span, 0, count, most, BLOCK_M)
+    after = mk.first_lane(x, row_tiles_ptr, span, 0, count, most, BLOCK_M)
     sets = mk.sets_of(x, after, end, BLOCK_M, LANES)
     for e in range(count * x.parts):
         i0, member = after, sets
-        after = _first_lane(x, row_tiles_ptr, span, e + 1, count, most, BLOCK_M)
+        after = mk.first_lane(x, row_tiles_ptr, span, e + 1, count, most, BLOCK_M)
         virtual = kv_head * x.parts + e % x.parts
         n, head, mask = mk.lanes_of(x, i0 + tl.arange(0, BLOCK_M), end, virtual, LANES)
         at = n.to(tl.int64) * x.heads + head
@@ -487,32 +424,27 @@ def _backward_dkv_kernel(
         row, bounds = mk.rows_of(x, i0, end, BLOCK_M, LANES)
         bounds = (bounds[0], bounds[1], member)
         sets = mk.sets_of(x, after, end, BLOCK_M, LANES)
-        norm, factor, dnorm = _of_rows(x, n, at, mask, KIND)
+        norm, factor, dnorm = mk.of_rows(x, n, at, mask, KIND != CONTRIBUTION, OF_KL)
         start, stop, _ = tk.row_bounds(x.selection, n, mask)
         above, own = _above(x, place, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
         seen = mk.visible(start, stop, j0, BLOCK_N) if VISIBLE else own
         log_p = mk.log_p(raw, x.softcap, norm[:, None], seen)
-        some = log_p != -mk.INFINITE
-        if VISIBLE:
-            some = some & own
+        some = (log_p != -mk.INFINITE) & own if VISIBLE else log_p != -mk.INFINITE
         value = log_p
         if KIND == CONTRIBUTION:
             g = tk.load_heads(x.g, n, head, mask, DV)
             value = tk.dot(g, tl.trans(v))
             passed = some & (value > 0.0) if RECTIFY else some
             dvalue = tl.where(passed, mk.exp(log_p) * above, 0.0)
-            dv = _add_product(dv, dvalue.to(g.dtype), g)
-        ds = _uz(above, some, log_p, value, factor[:, None], KIND, RECTIFY)
+            dv = mk.add_product(dv, dvalue.to(g.dtype), g)
+        uz = _uz(above, log_p, value, factor[:, None], KIND, RECTIFY)
+        ds = tl.where(some, uz, 0.0)
         if x.dnorm is not None:
             ds += mk.exp(log_p) * dnorm[:, None]
         ds = tk.uncapped_gradient(ds, raw, x.softcap)
-        dk = _add_product(dk, ds.to(q.dtype), q)
-    if BLOCK_M >= 64:
-        dk = tl.trans(dk)
-        if KIND == CONTRIBUTION:
-            dv = tl.trans(dv)
+        dk = mk.add_product(dk, ds.to(q.dtype), q)
     to = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
-    tk.store_tile(dk_ptr, to, j < keys, dk * x.scale, D)
+    tk.store_tile(dk_ptr, to, j < keys, mk.by_key(dk, BLOCK_M) * x.scale, D)
     if KIND == CONTRIBUTION:
-        tk.store_tile(dv_ptr, to, j < keys, dv, DV)
+        tk.store_tile(dv_ptr, to, j < keys, mk.by_key(dv, BLOCK_M), DV)

@@ -34,10 +34,10 @@ from groundkern.tile_kernels import Heads, Keys
 from groundkern.tiles import Launcher, Tile
 
 # (4-byte operands, largest sum of head dimensions: of q, with a softcap twice, and of values; one
-# less of such that 16 does not divide, which are loaded 16 bits at a time) -> tile of all kernels of
-# this op. 4 warps on 64 lanes: with 8, both halves of a processor would compute the same scores for
-# the second product. Every row is an untuned first guess: compiled by `make aot`, never timed on a
-# device. `make gpu` finds better ones.
+# less where 16 does not divide them and loads are of 16 bits) -> tile of all kernels of this op.
+# 4 warps on 64 lanes: of 8, each half computes all scores again for the second product. Every row
+# is an untuned first guess: compiled by `make aot`, never timed on a device. `make gpu` finds
+# better ones.
 TILES = {  # of Hopper and later
     (False, 63): Tile(16, 64, 8, 4, 255),
     (False, 64): Tile(64, 64, 4, 4, 255),
@@ -57,8 +57,8 @@ SMALL_TILES = {  # of other devices (`tiles.small`)
     (True, 128): Tile(16, 32, 8),
     (True, 512): Tile(16, 32, 8, 1),
 }
-# At most, of the kernels whose loops load more than keys: rows, or values too. With two operands two
-# copies are in flight at the wait, as with keys alone and a stage more.
+# At most, where a loop loads more than keys: rows, or values too. Of two operands two copies are in
+# flight at the wait, as of keys alone with a stage more.
 SEVERAL_STAGES = 3
 
 
@@ -140,7 +140,7 @@ class _Known:
         flags = {"LANES": plan.lanes, "KIND": options.kind, "RECTIFY": options.rectify}
         self.constants = dims | flags | self.tile.constants
         self.several = {"num_stages": min(self.tile.stages, SEVERAL_STAGES)}
-        # It has no second product, and holds sums of rows in every lane of theirs: 4 warps spill.
+        # There is no second product in it, and with 4 warps it spills.
         self.of_map = self.several | ({"num_warps": 8} if self.tile.block_m == 64 else {})
         self.of_keys = self.several if options.kind == CONTRIBUTION else {}
         row_tiles, key_tiles = plan.tiles.shape[0], -(-self.keys // self.tile.block_n)
