@@ -337,7 +337,7 @@ def _backward_dq_kernel(
 ):
     """dq and dg of one row tile and virtual head."""
     b, first, count, n, head, mask = ak.row_tile(x, BLOCK_M)
-    OF_KL: tl.constexpr = KIND == KL_MEAN or KIND == KL_EACH
+    OF_KL: tl.constexpr = KIND != CONTRIBUTION and KIND != MAP
     kv_head, split, splits = ak.kv_head_of(x), tl.program_id(2), tl.num_programs(2)
     at = n.to(tl.int64) * x.heads + head
     q = tk.load_heads(x.q, n, head, mask, D)
@@ -400,7 +400,7 @@ def _backward_dkv_kernel(
     RECTIFY: tl.constexpr,
 ):
     """dk and dv of one wide key tile, over the row tiles that read it: zeros if there are none."""
-    OF_KL: tl.constexpr = KIND == KL_MEAN or KIND == KL_EACH
+    OF_KL: tl.constexpr = KIND != CONTRIBUTION and KIND != MAP
     b, j0, j = tk.key_tile(keys, BLOCK_N)
     kv_head = tl.program_id(1)
     span = row_spans_ptr + tl.program_id(0) * 3
