@@ -113,10 +113,14 @@ def log_p(raw, softcap, norm, seen):
 
 
 @helper
-def exp(x):
-    """e^x by the instruction for powers of two; 0 instead of a number below 2^-126. `tl.exp` keeps
-    those, which takes five instructions instead of two."""
-    return tl.exp2(x * tk._LOG2_E)
+def exp(x, y):
+    """e^y. Of 16-bit operands as a power of two, and 0 below 2^-126: `tl.exp` keeps such numbers,
+    which takes five instructions instead of two."""
+    if x.q.ptr.dtype.element_ty == tl.float32:
+        y = tl.exp(y)
+    else:
+        y = tl.exp2(y * tk._LOG2_E)
+    return y
 
 
 @helper

@@ -57,17 +57,17 @@ def _above(x, place, row, bounds, j0, keys, BLOCK_N: tl.constexpr, LANES: tl.con
 
 
 @helper
-def _uz(above, log_p, value, factor, KIND: tl.constexpr, RECTIFY: tl.constexpr):
+def _uz(x, above, log_p, value, factor, KIND: tl.constexpr, RECTIFY: tl.constexpr):
     """u z by a factor, which has dkl of a KL; on own columns with p > 0. NaN stays NaN."""
     if KIND == KL_EACH:
         uz = -factor * above
     elif KIND == KL_MEAN:  # a head of weight 0 may lie far above
         z = log_p + above
-        uz = -factor * mk.exp(tl.where(z > 80.0, 80.0, z))
+        uz = -factor * mk.exp(x, tl.where(z > 80.0, 80.0, z))
     elif KIND == MAP:
-        uz = factor * mk.exp(log_p) * above
+        uz = factor * mk.exp(x, log_p) * above
     else:
-        uz = mk.exp(log_p) * above * (mk.rectified(value) if RECTIFY else value)
+        uz = mk.exp(x, log_p) * above * (mk.rectified(value) if RECTIFY else value)
     return uz
 
 
@@ -143,19 +143,19 @@ def _add_head(
     norm = mk.norm_of(x, at, mask)
     log_p = mk.log_p(raw, x.softcap, norm[:, None], mask[:, None])
     if KIND == CONTRIBUTION:
-        y = mk.exp(log_p) * (mk.rectified(value) if RECTIFY else value)
+        y = mk.exp(x, log_p) * (mk.rectified(value) if RECTIFY else value)
         y = tl.where(log_p != -mk.INFINITE, y, 0.0)
         total += tl.sum(tl.reshape(y, (ROWS, LANES, BLOCK_N)), 1)
     else:
         w = tl.load(x.weight + at, mask=mask, other=0.0)
         if KIND == MAP:
-            y = mk.exp(log_p) * w[:, None]
+            y = mk.exp(x, log_p) * w[:, None]
             total += tl.sum(tl.reshape(y, (ROWS, LANES, BLOCK_N)), 1)
         else:
             log_w = tl.where(w > 0.0, tl.log(tl.where(w > 0.0, w, 1.0)), -mk.INFINITE)
             y = tl.reshape(log_p + log_w[:, None], (ROWS, LANES, BLOCK_N))
             new, shift = tk.online_max(top, y)
-            total = total * mk.exp(top - shift) + tl.sum(mk.exp(y - shift[:, None, :]), 1)
+            total = total * mk.exp(x, top - shift) + tl.sum(mk.exp(x, y - shift[:, None, :]), 1)
             top = new
     some = tl.max(tl.reshape((mask & (norm != mk.INFINITE)).to(tl.int32), (ROWS, LANES)), 1)
     return total, top, some > 0
@@ -291,7 +291,7 @@ def _sums_kernel(
             log_target = tl.log(tl.where(used, above, 1.0))
             total += tl.sum(tl.where(used, above * (log_target - log_p), 0.0), 1)
         else:
-            uz = _uz(above, log_p, value, factor[:, None], KIND, RECTIFY)
+            uz = _uz(x, above, log_p, value, factor[:, None], KIND, RECTIFY)
             total += tl.sum(tl.where(log_p != -mk.INFINITE, uz, 0.0), 1)
     n, head, mask = ak.row_tile_again(x, BLOCK_M)
     at = n.to(tl.int64) * x.heads + head
@@ -368,12 +368,12 @@ def _backward_dq_kernel(
             v = tk.load_keys(x.v, b, kv_head, j, j < keys, DV)
             value = tk.dot(g, tl.trans(v))
             passed = some & (value > 0.0) if RECTIFY else some
-            dvalue = tl.where(passed, mk.exp(log_p) * above, 0.0)
+            dvalue = tl.where(passed, mk.exp(x, log_p) * above, 0.0)
             dg += tk.dot(dvalue.to(v.dtype), v)
-        uz = _uz(above, log_p, value, factor[:, None], KIND, RECTIFY)
+        uz = _uz(x, above, log_p, value, factor[:, None], KIND, RECTIFY)
         ds = tl.where(some, uz, 0.0)
         if x.dnorm is not None:
-            ds += mk.exp(log_p) * dnorm[:, None]
+            ds += mk.exp(x, log_p) * dnorm[:, None]
         dq += tk.dot(tk.uncapped_gradient(ds, raw, x.softcap).to(k.dtype), k)
     n, head, mask = ak.row_tile_again(x, BLOCK_M)
     at = n.to(tl.int64) * x.heads + head
@@ -436,12 +436,12 @@ def _backward_dkv_kernel(
             g = tk.load_heads(x.g, n, head, mask, DV)
             value = tk.dot(g, tl.trans(v))
             passed = some & (value > 0.0) if RECTIFY else some
-            dvalue = tl.where(passed, mk.exp(log_p) * above, 0.0)
+            dvalue = tl.where(passed, mk.exp(x, log_p) * above, 0.0)
             dv = mk.add_product(dv, dvalue.to(g.dtype), g)
-        uz = _uz(above, log_p, value, factor[:, None], KIND, RECTIFY)
+        uz = _uz(x, above, log_p, value, factor[:, None], KIND, RECTIFY)
         ds = tl.where(some, uz, 0.0)
         if x.dnorm is not None:
-            ds += mk.exp(log_p) * dnorm[:, None]
+            ds += mk.exp(x, log_p) * dnorm[:, None]
         ds = tk.uncapped_gradient(ds, raw, x.softcap)
         dk = mk.add_product(dk, ds.to(q.dtype), q)
     to = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
