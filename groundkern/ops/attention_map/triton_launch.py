@@ -32,22 +32,33 @@ from groundkern.selection import KeySets, QueryRows, Selection
 from groundkern.tile_kernels import Heads, Keys
 from groundkern.tiles import Launcher, Scratch, Tile
 
-# (4-byte operands, largest head dimension; of contributions the sum of both, with a softcap twice
-# as much) -> tile of all kernels of this op. Every row is an untuned first guess: compiled by `make
-# aot`, never timed on a device. `make gpu` finds better ones.
+# (4-byte operands, largest sum of head dimensions: of q, with a softcap twice, and of values; one
+# less where 16 does not divide them and loads are of 16 bits) -> tile of all kernels of this op.
+# 4 warps on 64 lanes: of 8, each half computes all scores again for the second product. Every row
+# is an untuned first guess: compiled by `make aot`, never timed on a device. `make gpu` finds
+# better ones.
 TILES = {  # of Hopper and later
-    (False, 128): Tile(64, 64, 8, 3, 255),
-    (False, 256): Tile(16, 64, 8, 3, 255),
+    (False, 63): Tile(16, 64, 8, 4, 255),
+    (False, 64): Tile(64, 64, 4, 4, 255),
+    (False, 127): Tile(16, 64, 8, 4, 255),
+    (False, 128): Tile(64, 64, 4, 4, 255),
+    (False, 255): Tile(16, 32, 8, 4, 255),
+    (False, 256): Tile(64, 32, 4, 4, 255),
+    (False, 511): Tile(16, 32, 8, 4, 255),
+    (False, 512): Tile(16, 64, 8, 4, 255),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),
-    (True, 256): Tile(16, 32, 8, 1),
+    (True, 512): Tile(16, 32, 8, 1),
 }
 SMALL_TILES = {  # of other devices (`tiles.small`)
-    (False, 256): Tile(16, 32, 8, 3, 168),
+    (False, 512): Tile(16, 32, 8, 4, 168),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),
-    (True, 256): Tile(16, 32, 8, 1),
+    (True, 512): Tile(16, 32, 8, 1),
 }
+# At most, where a loop loads more than keys: rows, or values too. Of two operands two copies are in
+# flight at the wait, as of keys alone with a stage more.
+SEVERAL_STAGES = 3
 
 
 def unsupported(inputs: Inputs) -> str | None:
@@ -58,13 +69,10 @@ def unsupported(inputs: Inputs) -> str | None:
 def _tile(inputs: Inputs, options: Options) -> Tile:
     """The row of the table that serves a call."""
     q, k, v = inputs[:3]
-    dims = [q.shape[-1]]
-    # Of contributions, sums of both widths are held at a time, and with a softcap slopes of scores.
-    beside = v if v is not None else q if options.softcap else None
-    if beside is not None:
-        wide = [tiles.padded(x.shape[-1]) for x in (q, beside)]
-        odd = wide != [x.shape[-1] for x in (q, beside)]
-        dims = [min(sum(wide), 256) - odd]
+    # Sums of both widths are held at a time, and with a softcap slopes of scores.
+    held = [x.shape[-1] for x in (q, v, q if options.softcap else None) if x is not None]
+    odd = any(dim % 16 for dim in held)
+    dims = [min(tiles.padded(sum(map(tiles.padded, held))), 512) - odd]
     packed = q.shape[0] * (q.shape[1] // k.shape[1])
     table = SMALL_TILES if tiles.small(q.device) else TILES
     return table[tiles.tile_key(table, (q.dtype == torch.float32,), dims, packed)]
@@ -130,14 +138,19 @@ class _Launch:
         self.reached = self.visible and not options.lse_grad
         self.strides = q.stride()[:2], k.stride()[:3]
         self.valued = None if v is None else (g.stride()[:2], v.stride()[:3])
-        self.widths = (dim, None if v is None else v.shape[3])
         sizes = (heads, group, self.plan.lanes, parts, self.columns)
         self.numbers = (options.scale, options.softcap or None, *sizes)
         dims = {"D": dim, "DV": dim if v is None else v.shape[3]}
         flags = {"LANES": self.plan.lanes, "KIND": options.kind, "RECTIFY": options.rectify}
-        self.constants = dims | flags | tile.constants
+        constants = dims | flags | tile.constants
         self.norm_constants = {"D": dim, "VISIBLE": self.visible} | tile.constants
-        self.gradient_constants = self.constants | {"VISIBLE": self.reached}
+        several = {"num_stages": tiles.at_most_stages(min(tile.stages, SEVERAL_STAGES))}
+        of_keys = several if options.kind == CONTRIBUTION else {}
+        # There is no second product in it, and with 4 warps it spills.
+        of_map = several | ({"num_warps": 8} if tile.block_m == 64 else {})
+        self.map_constants, self.sums_constants = constants | of_map, constants | of_keys
+        self.dq_constants = constants | {"VISIBLE": self.reached} | of_keys
+        self.dkv_constants = constants | {"VISIBLE": self.reached} | several
         row_tiles, key_tiles = self.plan.tiles.shape[0], -(-self.keys // tile.block_n)
         self.wide_grid = (batch * key_tiles, kv_heads)
 
@@ -209,7 +222,7 @@ class _Launch:
         weight = inputs.head_weight
         x = self.maps(self.operands(inputs), norm, weight, target, None, None, None)
         arguments = (x, out, kl, part, counters, self.rows, self.keys, self.virtual_heads)
-        self.launcher(kernels._map_kernel, grid, arguments, self.constants)
+        self.launcher(kernels._map_kernel, grid, arguments, self.map_constants)
         return out, kl
 
     def sums(
@@ -229,7 +242,7 @@ class _Launch:
         weight, results = inputs.head_weight, (None, second) if each else (second, None)
         x = self.maps(self.operands(inputs), norm, weight, target, made, upstream, None)
         arguments = (x, part, total, *results, counters, self.rows, self.keys)
-        self.launcher(kernels._sums_kernel, grid, arguments, self.constants)
+        self.launcher(kernels._sums_kernel, grid, arguments, self.sums_constants)
         return total, second
 
     def gradients(
@@ -258,11 +271,11 @@ class _Launch:
         shapes = q.shape, None if g is None else g.shape
         *parts, counters = self.parts("dq", grid, merge_counters(grid), *shapes)
         arguments = (x, *parts, dq, dg, counters, self.rows, self.keys)
-        self.launcher(kernels._backward_dq_kernel, grid, arguments, self.gradient_constants)
+        self.launcher(kernels._backward_dq_kernel, grid, arguments, self.dq_constants)
         plan = self.plan
         spans = (None, plan.visible_row_spans) if self.reached else plan[2:4]
         arguments = (x, *spans, dk, dv, self.keys, plan.row_tiles.shape[1])
-        constants = self.gradient_constants | {"ADD": add}
+        constants = self.dkv_constants | {"ADD": add}
         self.adding[add](kernels._backward_dkv_kernel, self.wide_grid, arguments, constants)
         return Gradients(dq, dk, dv, dg, None, dnorm if self.lse_grad else None)
 
