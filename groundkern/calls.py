@@ -1,23 +1,20 @@
 """What an op is called with besides a layer's tensors, and when the call needs no dispatcher.
 
 A step calls the attention ops in every layer with the same rows, sets, sizes and options. What
-follows from these is found once, checks included, and kept as a `Call`. And a plain eager call goes
-to the kernels through an autograd function of its own (`forward`, `backward`), without torch's
-dispatcher, which torch.compile and tensor subclasses need. `python -m benchmarks.host` measures
-what is left.
+follows from these is found once, checks included, and kept as a `Call`. `groundkern.together` runs
+it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from groundkern import checks
-from groundkern.kept import Versions, kept, versions
-from groundkern.op_body import in_body
+from groundkern.kept import kept, versions
+from groundkern.messages import fail
 from groundkern.selection import KeySets, QueryRows, Selection
 
 Made = TypeVar("Made")
@@ -37,8 +34,9 @@ class Call:
     def __init__(self, selection: Selection, plan: tuple, options: tuple, backend: str) -> None:
         self.selection, self.plan = selection.contiguous(), plan
         self.options, self.backend = options, backend
-        self.prepared: dict[Hashable, object] = {}  # what all layers share, and nothing writes to
+        self.prepared: dict[Hashable, Any] = {}  # what all layers share, and nothing writes to
         self._read = [x for x in selection if x is not None]
+        self._versions = versions(self._read)
 
     @property
     def flat(self) -> tuple:
@@ -52,9 +50,11 @@ class Call:
             found = self.prepared[name] = make()
         return found
 
-    def versions(self) -> Versions | None:
-        """How often the selection was written to, if that is known."""
-        return versions(self._read)
+    def refuse_written(self) -> None:
+        """Raise, as autograd raises for what it saves, if the selection was written to."""
+        if self._versions != versions(self._read):
+            wanted = "rows, key sets and columns that nothing is written to before the backward"
+            fail("rows", wanted, "ones changed by an inplace operation", RuntimeError)
 
 
 def called(
@@ -79,35 +79,7 @@ def called(
     return kept(rows, others, (options, signature(inputs)), make), True
 
 
-def forward(ctx, call: Call, inputs: tuple, body: Callable) -> tuple:
-    """An autograd function's forward without the dispatcher: what `body(inputs, call)` returns."""
-    ctx.call, ctx.versions = call, call.versions()
-    ctx.set_materialize_grads(False)
-    with in_body(inputs[0].device):
-        return body(inputs, call)
-
-
-def backward(ctx, groups: tuple[tuple, ...], body: Callable, op: Callable) -> tuple:
-    """The gradients of `forward`: by the body, or by the op where its dispatcher is needed.
-
-    Args:
-        groups: NamedTuples of upstream gradients, inputs and results: arguments of both.
-
-    Raises:
-        RuntimeError: rows, sets or columns that were changed in place since, as autograd raises for
-            what it saves.
-    """
-    call = ctx.call
-    if ctx.versions != call.versions():
-        wanted = "rows, key sets and columns that nothing is written to before the backward"
-        checks.fail("rows", wanted, "ones changed by an inplace operation", RuntimeError)
-    if torch.is_grad_enabled() or not is_direct(groups[0]):  # to be differentiated again, batched
-        return op(*[x for group in groups for x in group], *call.flat)
-    with in_body(groups[0][0].device):
-        return body(*groups, call)
-
-
-def is_direct(tensors: Sequence[Tensor | None]) -> bool:
+def is_direct(tensors: Iterable[Tensor | None]) -> bool:
     """Whether a call of these tensors is a plain eager one: nothing traces, transforms or
     intercepts it."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
@@ -123,7 +95,7 @@ def is_direct(tensors: Sequence[Tensor | None]) -> bool:
     return True
 
 
-def signature(tensors: Sequence[Tensor | None]) -> tuple:
+def signature(tensors: Iterable[Tensor | None]) -> tuple:
     """What the checks of a call, its launch and its compiled kernels depend on in tensors."""
     return tuple(
         [

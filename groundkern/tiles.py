@@ -110,19 +110,57 @@ class Launcher:
     """
 
     def __init__(self) -> None:
-        self._found: dict[object, tuple[Callable, list]] = {}
+        self._found: dict[int, tuple[Callable, list]] = {}
 
     def __call__(
         self, kernel, grid: tuple[int, ...], arguments: tuple, constants: dict[str, object]
     ) -> None:
         """kernel[grid](*arguments, **constants); arguments come in the kernel's order."""
-        found = self._found.get(kernel)
+        found = self._found.get(id(kernel))  # its own hash is slow, and it lives for ever
         if found is not None:
             run, values = found
             run(*arguments, *values)
         elif (compiled := kernel[grid](*arguments, **constants)) is not None:  # interpreted: None
             values = [constants[name] for name in kernel.arg_names[len(arguments) :]]
-            self._found[kernel] = compiled[(*grid, 1, 1)[:3]], values
+            self._found[id(kernel)] = compiled[(*grid, 1, 1)[:3]], values
+
+
+class Scratch:
+    """Memory that a kernel needs while it runs, used again by its next launch on the stream."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, int], tuple] = {}
+
+    def __call__(self, name: str, device: torch.device, make: Callable[[], Made]) -> Made:
+        """What `make` returns, or returned before.
+
+        Args:
+            name: of the kernel.
+        """
+        key = name, current_stream(device)
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = make()
+        return found
+
+
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+
+
+def current_stream(device: torch.device) -> int:
+    """The handle of the stream that kernels are launched on."""
+    if device.type != "cuda":
+        return 0
+    if _raw_stream is not None and device.index is not None:
+        return _raw_stream(device.index)
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+def aligned(x: Tensor) -> Tensor:
+    """x itself, or a copy that is contiguous and begins at a multiple of 16 bytes."""
+    if x.is_contiguous() and x.data_ptr() % 16 == 0:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def rows_contiguous(x: Tensor) -> Tensor:
@@ -225,11 +263,9 @@ def arrival_counters(device: torch.device, size: int) -> Tensor:
     Launches on one stream follow each other and share them; other streams have their own, and so
     has every launch that a CUDA graph captures, because graphs may be replayed on any stream.
     """
-    stream = 0
-    if device.type == "cuda":
-        if torch.cuda.is_current_stream_capturing():
-            return torch.zeros(size, dtype=torch.int32, device=device)
-        stream = torch.cuda.current_stream(device).cuda_stream
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return torch.zeros(size, dtype=torch.int32, device=device)
+    stream = current_stream(device)
     known = _counters.get((device, stream))
     if known is None or known.shape[0] < size:
         known = torch.zeros(max(size, 4096), dtype=torch.int32, device=device)

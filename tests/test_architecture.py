@@ -46,6 +46,7 @@ ARROWS = {
     "shared": {"shared"},
     "tiles": {"shared", "tiles", "triton"},
     "native": {"shared", "_C"},
+    "taken": {"shared", "taken", "tiles"},
     "contract": {"shared"},  # the op's folder itself: the NamedTuples that its files share
     "native_kernels": {"shared", "contract", "native", "_C"},
     "triton_kernels": {"shared", "contract", "tiles", "triton"},
@@ -57,7 +58,7 @@ ARROWS = {
     "public": {"shared", "api", "public"},
     "parallel": {"shared", "public", "parallel"},
     "hf data": {"shared", "public", "hf data", "hugging face"},
-    "hf": {"shared", "public", "parallel", "hf data", "hf", "hugging face"},
+    "hf": {"shared", "taken", "public", "parallel", "hf data", "hf", "hugging face"},
     "trainer": {"public", "hf data", "hf", "trainer", "hugging face"},
     # each imports the trainer that it is for; the program's config and reader of samples are theirs
     "integrations": {
@@ -71,6 +72,7 @@ ARROWS = {
     },
     "benchmarks": {
         "shared",
+        "taken",
         "public",
         "parallel",
         "hf data",
@@ -83,6 +85,7 @@ ARROWS = {
     "ranks": {"public", "hf data", "hf", "trainer", "benchmarks", "ranks", "hugging face"},
     "tests": {
         "shared",
+        "taken",
         "public",
         "parallel",
         "hf data",
@@ -111,7 +114,9 @@ EXCEPTIONS = {
     ("tests.test_head_bindings", "groundkern._C"),
     ("tests.test_map_bindings", "groundkern._C"),
     # compiles the launches themselves, on meta tensors
+    ("benchmarks.aot.calls", "groundkern.taken_kernels"),
     *(("benchmarks.aot.calls", f"groundkern.ops.{op}.triton_launch") for op in AOT_OPS),
+    ("benchmarks.aot.calls", "groundkern.taken_kernels"),
     *(("benchmarks.aot.calls", f"groundkern.ops.{op}") for op in AOT_OPS),
     *(("benchmarks.aot.recorder", f"triton{part}") for part in AOT_IMPORTS),
     # records launches of large devices and of small ones, and the stand-in for a GPU's launcher
@@ -119,6 +124,7 @@ EXCEPTIONS = {
     ("benchmarks.host.stand_in", "groundkern.tiles"),
     ("benchmarks.host.stand_in", "triton.compiler"),
     # times what a launch is made of
+    ("benchmarks.host.breakdown", "groundkern.taken_kernels"),
     *(("benchmarks.host.breakdown", f"groundkern.ops.{op}.triton_launch") for op in LAYER_OPS),
     ("benchmarks.host.breakdown", "groundkern.tiles"),
     # counts what is merged as the launchers do
@@ -146,6 +152,9 @@ EXCEPTIONS = {
     ("benchmarks.costs.passes", "groundkern.tiles"),
     # mends Triton's interpreter
     *(("tests.interpreter", f"triton.{part}") for part in ("language", "runtime")),
+    ("tests.interleaving", "triton.runtime"),
+    ("tests.ops.test_arrivals", "groundkern.tiles"),
+    ("tests.ops.test_attention_map_triton", "groundkern.tiles"),
     # the one tolerance rule
     ("benchmarks.gpu.steps.smoke", "tests.closeness"),
     # draws curves of the study
@@ -184,8 +193,8 @@ def role(module: str) -> str | None:
     match parts[1:]:
         case ["_C"] | ["native"]:
             return parts[1]
-        case ["tiles"]:
-            return "tiles"
+        case ["tiles"] | ["taken"]:
+            return parts[1]
         case [leaf] if leaf.endswith("_kernels"):
             return "tiles"
         case ["head_kernels"]:
@@ -197,7 +206,16 @@ def role(module: str) -> str | None:
         case (
             []
             | ["environment"]
-            | ["losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters" | "normaliser"]
+            | [
+                "asked"
+                | "losses"
+                | "maps"
+                | "maps_in_time"
+                | "metrics"
+                | "public"
+                | "rasters"
+                | "normaliser"
+            ]
             | ["compat" | "divergence" | "targets", *_]
         ):
             return "public"

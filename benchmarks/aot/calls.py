@@ -23,6 +23,8 @@ from groundkern.ops.linear_cross_entropy import triton_launch as linear_cross_en
 from groundkern.ops.linear_kl import triton_launch as linear_kl_launch
 from groundkern.ops.side_attention import triton_launch as side_attention_launch
 from groundkern.selection import KeySets, QueryRows, Selection
+from groundkern.taken import Places
+from groundkern.taken_kernels import join
 
 __all__ = [
     "TILE_TABLES",
@@ -31,6 +33,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_kl",
     "recorded",
+    "rows_taken",
     "side_attention",
 ]
 
@@ -129,9 +132,16 @@ KINDS = {
 
 
 def attention_map(
-    sizes: Sizes, function: str, kind: str, over: str, softcap: float, rectify: bool = True
+    sizes: Sizes,
+    function: str,
+    kind: str,
+    over: str,
+    softcap: float,
+    rectify: bool = True,
+    adds: bool = False,
 ) -> None:
-    """Forward and backward of a KL, of the map or of contributions (kind "value")."""
+    """Forward and backward of a KL, of the map or of contributions (kind "value"); `adds`: to what
+    other ops have found for the keys."""
     q, k, v, g = sizes.attention()
     columns = sizes.empty(sizes.batch, sizes.columns, dtype=torch.int32)
     dmap, weight = sizes.empty(sizes.rows, sizes.columns), sizes.empty(sizes.rows, sizes.heads)
@@ -145,7 +155,30 @@ def attention_map(
     call = Call(Selection.of(rows, allowed, columns), plan, options, "triton")
     outputs = attention_map_launch.forward(inputs, call)
     above = maps.Upstream(dmap[:, 0].contiguous() if function == "kl" else dmap)
-    attention_map_launch.backward(above, inputs, maps.Saved(*outputs[1:]), call)
+    dk = sizes.empty(*k.shape, dtype=k.dtype) if adds else None
+    attention_map_launch.backward(above, inputs, maps.Saved(*outputs[1:]), call, dk)
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """Rows of a layer."""
+
+    sequence: Tensor
+    position: Tensor
+
+    def queries(self) -> tuple[Tensor, Tensor]:
+        return self.sequence, self.position
+
+
+def rows_taken(sizes: Sizes, side_tokens: bool) -> None:
+    """The join of the main pass's gradients with those of two selections of rows and, if there are
+    side tokens, of ops beside it."""
+    rows, length = sizes.empty(sizes.rows, dtype=torch.int32), sizes.keys
+    places = Places([_Queries(rows, rows)] * 2, length + (sizes.rows if side_tokens else 0))
+    of_rows, dk, dv, _ = sizes.attention()
+    dq = sizes.operand(sizes.batch, sizes.heads, length, sizes.dim)
+    main, beside = ((dq, dk, dv), (dk, dv)) if side_tokens else ((dq, None, None), (None, None))
+    join(places, main, beside, [of_rows] * 2, dq.shape)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from benchmarks.aot.calls import (
     linear_cross_entropy,
     linear_kl,
     recorded,
+    rows_taken,
     side_attention,
 )
 from benchmarks.aot.recorder import LabelledLaunch
@@ -84,6 +85,9 @@ def edges(subset: bool) -> Iterator[LabelledLaunch]:
                 given = " sets" * sets + " lse" * lse
                 run = partial(side_attention, sizes, sets, lse, 0.0)
                 yield from recorded(f"side_attention {name}{given}", run, edge=True)
+        if not special.startswith("columns="):
+            run = partial(rows_taken, sizes, True)
+            yield from recorded(f"rows_taken {name}", run, edge=True)
         if subset and special == OF_AMD:
             continue
         for call in MAPS[: 2 if subset else None]:
@@ -102,6 +106,12 @@ def _present(subset: bool) -> Iterator[LabelledLaunch]:
         given = " sets" * sets + " lse" * lse + " softcap" * (softcap > 0)
         run = partial(side_attention, Sizes(), sets, lse, softcap)
         yield from recorded(f"side_attention bfloat16 D=128{given}", run, edge=True)
+    yield from recorded(
+        "rows_taken bfloat16 D=128 alone", partial(rows_taken, Sizes(), False), True
+    )
+    for call in ALL_MAPS[: 2 if subset else 6]:
+        run = partial(attention_map, Sizes(), *call, 0.0, adds=True)
+        yield from recorded(f"attention_map bfloat16 D=128 {' '.join(call)} adds", run, edge=True)
     for call, softcap in product(ALL_MAPS, (0.0, 30.0)):
         if subset and softcap and call != MAPS[0]:
             continue

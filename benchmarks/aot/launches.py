@@ -18,6 +18,7 @@ from benchmarks.aot.calls import (
     linear_cross_entropy,
     linear_kl,
     recorded,
+    rows_taken,
     side_attention,
 )
 from benchmarks.aot.edges import MAPS, edges
@@ -42,6 +43,9 @@ def launches(subset: bool) -> Iterator[LabelledLaunch]:
             for call in MAPS[: 2 if subset else None]:
                 run = partial(attention_map, sizes, *call, 0.0 if subset else 30.0)
                 yield from recorded(f"attention_map {name} {' '.join(call)}", run)
+        for dim in (128,) if subset else DIMS:
+            run = partial(rows_taken, Sizes(dim=dim, dtype=dtype), True)
+            yield from recorded(f"rows_taken {Sizes(dtype=dtype).name} D={dim}", run)
         for bias, softcap in ((False, 0.0),) if subset else ((False, 0.0), (True, 30.0)):
             sizes = Sizes(dtype=dtype)
             run = partial(linear_cross_entropy, sizes, bias, "bags", softcap)
@@ -94,6 +98,8 @@ def _step(sizes: Sizes) -> Iterator[LabelledLaunch]:
     """Forward and backward of every op."""
     runs = [partial(side_attention, sizes, True, lse, 0.0) for lse in (False, True)]
     runs += [partial(attention_map, sizes, *call, 0.0) for call in MAPS]
+    runs += [partial(attention_map, sizes, *MAPS[0], 0.0, adds=True)]
+    runs += [partial(rows_taken, sizes, side_tokens) for side_tokens in (True, False)]
     runs += [partial(linear_cross_entropy, sizes, False, "bags", 0.0)]
     runs += [partial(linear_kl, sizes, "js", False, True, 0.0)]
     for run in runs:

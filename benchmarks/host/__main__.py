@@ -32,8 +32,9 @@ TERMS = {
 }
 
 
-def added(terms: dict, rounds: int) -> tuple[float, float]:
-    """Microseconds that supervision adds to a layer's forward and backward."""
+def added(terms: dict, rounds: int) -> tuple[list[float], list[float]]:
+    """Microseconds that supervision adds to a layer's forward and backward, and those of a layer
+    without it."""
     with layers.steps(DEPTH, terms) as steps:
         least = {name: torch.tensor(torch.inf) for name in steps}
         for number in range(rounds + WARM):
@@ -42,7 +43,7 @@ def added(terms: dict, rounds: int) -> tuple[float, float]:
                 if number >= WARM:
                     least[name] = least[name].minimum(took)
     least = {name: x.median(1).values * 1e6 for name, x in least.items()}
-    return tuple((least["grounded"] - least["plain"]).tolist())
+    return (least["grounded"] - least["plain"]).tolist(), least["plain"].tolist()
 
 
 def main() -> None:
@@ -58,8 +59,9 @@ def main() -> None:
         for name, terms in TERMS.items():
             if args.only not in name:
                 continue
-            forward, backward = added(terms, args.rounds)
+            (forward, backward), plain = added(terms, args.rounds)
             print(f"{name}: {forward:.0f} us a layer forward, {backward:.0f} backward")
+            print(f"  beside {plain[0]:.0f} and {plain[1]:.0f} us of attention alone")
             for line in breakdown(DEPTH, terms, args.rounds):
                 print(f"  {line}")
 

@@ -12,8 +12,8 @@ from benchmarks.host import layers
 from benchmarks.host.layers import WARM
 from benchmarks.host.spans import Spans
 from benchmarks.launches.noting import kernel_class
-from groundkern import backends, calls, checks
-from groundkern.hf.model import attention, readings, taken
+from groundkern import asked, backends, calls, checks, taken, taken_kernels
+from groundkern.hf.model import layer, readings
 from groundkern.lse import Watch
 from groundkern.ops.attention_map import triton_launch as map_launch
 from groundkern.ops.side_attention import triton_launch as side_launch
@@ -24,14 +24,13 @@ def _named() -> Iterator[tuple[str, object, str]]:
     """(name, owner, attribute) of what is timed."""
     yield "lse: Watch.lse", Watch, "lse"
     yield "wrapper: rows taken", taken.Places, "take"
-    yield "wrapper: rows taken", taken.Places, "split"
-    yield "wrapper: rows added", taken.Places, "whole"
-    yield "wrapper: rows added", taken.Places, "add"
-    yield "wrapper: side rows", attention.SideRows, "attend"
+    yield "wrapper: gradients joined", taken_kernels, "join"  # before layers take it
+    yield "wrapper: side rows", layer.SideRows, "ask"
     yield "wrapper: map loss", readings.MapLoss, "read"
     yield "wrapper: own columns", readings.MapRows, "own"
-    yield "op: public function", attention, "side_attention"
-    yield "op: public function", readings, "attention_kl"
+    yield "op: asked", asked, "side_attention"
+    yield "op: asked", asked, "attention_kl"
+    yield "op: all of a layer", asked, "run"
     yield "op: checks", checks, "tensor"
     yield "op: choice of backend", backends, "choose"
     for launch in (side_launch, map_launch):

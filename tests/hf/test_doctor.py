@@ -61,12 +61,12 @@ def test_a_changed_main_pass_is_found():
 
 
 def test_side_tokens_that_see_less_are_found(monkeypatch):
-    attend = wiring.SideRows.attend
+    ask = wiring.SideRows.ask
 
     def less(self, layer):
-        return attend(self, layer._replace(k=layer.k * 0.9))
+        return ask(self, layer._replace(k=layer.k * 0.9))
 
-    monkeypatch.setattr(wiring.SideRows, "attend", less)
+    monkeypatch.setattr(wiring.SideRows, "ask", less)
     model, batch = broken_model(lambda model: None)
     with pytest.raises(ValueError, match="every key allowed"):
         doctor(model, batch)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from groundkern import asked
 from groundkern.hf import Klal, Smam, attach
-from groundkern.hf.model import attention, readings
+from groundkern.hf.model import attention
 from tests.hf.closeness import gradients
 from tests.hf.conftest import MODELS
 from tests.hf.samples import make_batch
@@ -43,8 +44,8 @@ def test_statistics_are_used_and_change_nothing(
     if checkpointed:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     batch = make_batch(model, samples[1:2] if one else samples)
-    side = Counted(monkeypatch, attention, "side_attention")
-    maps = Counted(monkeypatch, readings, "attention_kl")
+    side = Counted(monkeypatch, asked, "side_attention")
+    maps = Counted(monkeypatch, asked, "attention_kl")
     with_lse = _run(model, batch)
     assert side.given == side.calls > 0
     assert maps.given == (maps.calls if one else 0) and maps.calls > 0
@@ -62,6 +63,6 @@ def test_statistics_are_used_and_change_nothing(
 
 def test_eager_attention_has_none_to_give(samples, family, monkeypatch) -> None:
     model = attach(MODELS[family](attention="eager"), smam=Smam()).train()
-    side = Counted(monkeypatch, attention, "side_attention")
+    side = Counted(monkeypatch, asked, "side_attention")
     _run(model, make_batch(model, samples))
     assert side.calls > 0 and side.given == 0

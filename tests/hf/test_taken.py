@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from itertools import product
 
 import pytest
@@ -10,9 +11,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from groundkern import QueryRows
-from groundkern.hf.model.attention import LAYER, RUN, BodyRun, Layer, grounded
+from groundkern.hf.model.attention import LAYER, RUN, BodyRun, grounded
+from groundkern.hf.model.layer import Layer
 from groundkern.hf.model.rows import Rows
-from groundkern.hf.model.taken import Places, take_beside
+from groundkern.taken import Places, take_beside
 
 LENGTH = 6
 
@@ -37,8 +39,8 @@ def _inputs(total: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _beside(*inputs: Tensor) -> tuple[Tensor, ...]:
-    *tensors, taken = take_beside(*inputs, LENGTH, Places(SELECTIONS, inputs[0].shape[2]))
-    return *tensors, *(taken[rows] for rows in SELECTIONS)
+    q, k, v, _, _, taken = take_beside(*inputs, LENGTH, Places(SELECTIONS, inputs[0].shape[2]))
+    return q, k, v, *(taken[rows] for rows in SELECTIONS)
 
 
 def _apart(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -70,6 +72,46 @@ def test_gradient_is_that_of_both_apart(total: int, parts: tuple[int, ...]) -> N
     found, wanted, again = (_gradients(f, inputs, parts) for f in (_beside, _apart, _beside))
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     assert all(map(torch.equal, found, again)), "the same bits"
+
+
+def _all_results(inputs: tuple[Tensor, ...], triton: bool) -> tuple[Tensor, ...]:
+    """What main pass and ops beside it are given, by their names in `Beside`."""
+    places = Places(SELECTIONS, inputs[0].shape[2], triton)
+    *tensors, taken = take_beside(*inputs, LENGTH, places)
+    return *tensors, *(taken[rows] for rows in SELECTIONS)
+
+
+RESULTS = ("q", "k", "v", "own k", "own v", "one selection", "the other")
+USED = [used for used in product((0, 1), repeat=7) if sum(used) in (1, 2, 7)]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+@each_total
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_kernel_joins_what_torch_joins(total: int, dtype: torch.dtype) -> None:
+    """Whichever results have a gradient: of any strides, and off multiples of 16 bytes."""
+    inputs = [x.detach().to(dtype).requires_grad_() for x in _inputs(total)]
+    found, wide = (
+        _all_results(x, triton)
+        for x, triton in ((inputs, True), ([x.double() for x in inputs], False))
+    )
+    close = {"rtol": 2**-8 if dtype == torch.bfloat16 else 1e-6, "atol": 1e-6}
+    draw = torch.Generator().manual_seed(5)
+    upstream = []
+    for number, x in enumerate(found):
+        sizes = x.transpose(0, -1).shape if number % 2 else x.shape
+        flat = torch.randn(x.numel() + 1, generator=draw, dtype=torch.float64).to(dtype)[1:]
+        upstream.append(flat.view(sizes).transpose(0, -1) if number % 2 else flat.view(sizes))
+    for used in USED:
+        pairs = [(x, y, dx) for x, y, dx, n in zip(found, wide, upstream, used, strict=True) if n]
+        results, wanted, above = zip(*pairs, strict=True)
+        got = torch.autograd.grad(results, inputs, above, retain_graph=True, materialize_grads=True)
+        truth = torch.autograd.grad(
+            wanted, inputs, [dx.double() for dx in above], retain_graph=True, materialize_grads=True
+        )
+        for x, y in zip(got, truth, strict=True):
+            assert x.dtype == dtype
+            torch.testing.assert_close(x, y.to(dtype), **close)
 
 
 @each_total

@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from groundkern import attention_contribution, attention_kl, attention_map, available_backends
+from groundkern import (
+    QueryRows,
+    attention_contribution,
+    attention_kl,
+    attention_map,
+    available_backends,
+    tiles,
+)
 from groundkern.ops.attention_map import cases
 from tests.ops.test_contract import CPU, differentiate
 
@@ -89,3 +96,23 @@ def test_strided_head_weights_and_targets(function, over: str) -> None:
     for ours, plain in zip(*results, strict=True):
         for o, p in zip(ours, plain, strict=True):
             torch.testing.assert_close(o, p, rtol=0, atol=0)
+
+
+def test_more_splits_than_one_program_merges(monkeypatch) -> None:
+    """With as many processors as a GPU has, dq and dg of 20 splits are merged in two rounds."""
+    monkeypatch.setattr(tiles, "processors", lambda device: 132)
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((2, 4, 24), (1, 2, 640, 24), (1, 2, 640, 40), (2, 4, 40))
+    q, k, v, g = inputs = [torch.randn(s, generator=draw).requires_grad_() for s in shapes]
+    rows = QueryRows.causal(torch.zeros(2), torch.tensor([639, 500]))
+    columns, upstream = torch.arange(640).int()[None], torch.randn(2, 640, generator=draw)
+
+    def run(backend: str) -> list[torch.Tensor]:
+        found = attention_contribution(q, k, v, g, rows, columns, over="visible", backend=backend)
+        return [found, *torch.autograd.grad(found, inputs, upstream)]
+
+    ours, again, truth = run("triton"), run("triton"), run("reference")
+    for a, b, expected in zip(ours, again, truth, strict=True):
+        assert torch.equal(a, b), "the same bits"
+        torch.testing.assert_close(a, expected, rtol=2e-5, atol=2e-5)
+    assert not tiles.arrival_counters(torch.device("cpu"), 1).any(), "they are left at 0"

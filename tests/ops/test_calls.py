@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from groundkern import KeySets, QueryRows, available_backends, calls, side_attention
+from groundkern import (
+    KeySets,
+    QueryRows,
+    available_backends,
+    calls,
+    side_attention,
+    together,
+)
 from groundkern.kept import nothing_kept
 from groundkern.ops.attention_map import cases as attention_map_cases
 from groundkern.ops.attention_map import op as attention_map_op
@@ -210,7 +217,7 @@ def test_kernels_run_on_their_tensors_device_and_without_autocast(case: str) -> 
         return noting
 
     with (
-        mock.patch.object(calls, "in_body", body),
+        mock.patch.object(together, "in_body", body),
         mock.patch.object(kernels, "forward", noted("forward")),
         mock.patch.object(kernels, "backward", noted("backward")),
     ):

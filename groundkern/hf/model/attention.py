@@ -15,80 +15,21 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from groundkern import parallel, side_attention
+from groundkern import asked
 from groundkern.checks import fail
 from groundkern.hf.model.apart import attend_apart
-from groundkern.hf.model.chosen_heads import key_heads, take_heads
 from groundkern.hf.model.context import Split
 from groundkern.hf.model.documents import Documents
 from groundkern.hf.model.engines.ulysses import function_for
+from groundkern.hf.model.layer import Layer, Question, SideRows
 from groundkern.hf.model.rows import Chunk, Rows, Window
-from groundkern.hf.model.taken import Places, Taken, take_beside
 from groundkern.lse import WATCHED, Watch, graph_is_readable, lse_of_graph
-from groundkern.selection import KeySets
+from groundkern.taken import Places, joins_by_kernel, take_beside
 
 # In the __dict__ of text attention modules: the layer's number, and the tokens of its chunks if
 # attention stays inside of such.
 LAYER, CHUNK = "_groundkern_layer", "_groundkern_chunk"
 RUN = "gk_body_run"  # the keyword
-
-
-class Layer(NamedTuple):
-    """One attention layer of the main pass; side tokens are not among its S positions."""
-
-    number: int
-    module: nn.Module
-    q: Tensor  # [B, Hq, S, D]
-    k: Tensor  # [B, Hkv, S, D]
-    v: Tensor  # [B, Hkv, S, Dv]
-    out: Tensor  # [B, S, Hq, Dv]
-    window: Window  # how far back its rows see
-    options: dict  # scale, softcap and backend of the ops
-    taken: Taken  # [N, Hq, D] of `q`
-    lse: Taken  # [N, Hq] of the main pass's log-sum-exp, if it is known
-    masked: bool  # a mask hides keys from the main pass: `lse` may not be a normaliser
-    sinks: Tensor | None  # [Hq], one more logit of each head that takes part in its softmax
-
-    def queries(self, rows: Rows) -> Tensor:
-        """[N, Hq, D] of some rows; of this rank's own."""
-        taken = self.taken.get(rows)
-        if taken is not None:
-            return taken
-        at = rows.at(self.window) if rows.shard is None else rows.sharded(self.window)
-        return at.take(self.q)
-
-    def normaliser(self, rows: Rows) -> Tensor | None:
-        """[N, Hq], differentiable: the log-sum-exp of rows and their sinks; None without sinks."""
-        if self.sinks is None:
-            return None
-        options = {**self.options, "lse": self.lse.get(rows)}
-        of_keys = side_attention(
-            self.queries(rows), self.k, self.v, rows.at(self.window), **options
-        ).lse
-        return torch.logaddexp(of_keys, self.sinks.to(of_keys.dtype))
-
-    def at_heads(self, rows: Rows, heads: Sequence[int]) -> Layer:
-        """The layer as if it had these heads alone, for one selection of rows.
-
-        Args:
-            rows: whose queries and log-sum-exps are taken.
-            heads: ascending.
-
-        Raises:
-            ValueError: the layer has fewer heads.
-        """
-        count = self.q.shape[1]
-        if heads[-1] >= count:
-            fail("chosen_heads", f"heads in [0, {count}) of layer {self.number}", heads[-1])
-        keys = key_heads(heads, count // self.k.shape[1])
-        sinks, lse = self.sinks, self.lse.get(rows)
-        return self._replace(
-            k=take_heads(self.k, keys),
-            v=self.v if sinks is None else take_heads(self.v, keys),  # only sinks need it
-            taken={rows: take_heads(self.queries(rows), heads)},
-            lse={} if lse is None else {rows: take_heads(lse, heads)},
-            sinks=None if sinks is None else take_heads(sinks[None], heads)[0],
-        )
 
 
 class Reading(Protocol):
@@ -99,40 +40,9 @@ class Reading(Protocol):
     def rows_in(self, number: int) -> Rows | None:
         """The rows whose queries it takes from the layer of this number, if it takes any."""
 
-    def read(self, run: BodyRun, layer: Layer) -> None:
-        """Add one layer; once the run is finished, compute the same and add nothing."""
-
-
-class SideRows:
-    """The aligned rows and the keys they may see: attention of the side tokens (S1)."""
-
-    def __init__(self, rows: Rows, allowed: KeySets | None, split: Split | None = None) -> None:
-        self.rows, self.allowed, self.split = rows, allowed, split
-
-    def allowed_in(self, layer: Layer) -> KeySets | None:
-        """The keys they may see in a layer."""
-        return self.allowed
-
-    def attend(self, layer: Layer) -> Tensor:
-        """[B, R, Hq, Dv] of the side tokens that are here."""
-        return self._attend_whole(layer) if self.split is None else self._attend_split(layer)
-
-    def _attend_split(self, layer: Layer) -> Tensor:
-        rows, own = self.rows, self.rows.sharded(layer.window)
-        options = {**layer.options, "allowed": self.allowed}
-        out = parallel.side_attention(layer.queries(rows), layer.k, layer.v, own, **options).out
-        whole = out.new_zeros(len(own), *out.shape[1:]).index_copy(0, own.own, out)
-        return self.split.side_slots(whole.view(-1, rows.rows, *out.shape[1:]))
-
-    def _attend_whole(self, layer: Layer) -> Tensor:
-        """The main pass's log-sum-exp is a shift, which may be anything."""
-        rows, q, k = self.rows, layer.queries(self.rows), layer.k
-        allowed = self.allowed_in(layer)
-        options = {**layer.options, "allowed": allowed, "lse": layer.lse.get(rows)}
-        out, lse = side_attention(q, k, layer.v, rows.at(layer.window), **options)
-        if layer.sinks is not None:  # the share of the keys beside the sink
-            out = out * (lse - layer.sinks.to(lse.dtype)).sigmoid()[..., None]
-        return out.view(len(k), rows.rows, *out.shape[1:])
+    def read(self, run: BodyRun, layer: Layer) -> Question | None:
+        """Add one layer, at once or by an answer; once the run is finished, compute the same and
+        add nothing."""
 
 
 class MainMask(NamedTuple):
@@ -235,14 +145,21 @@ class BodyRun:
         """Whether anything is read or computed in the layers."""
         return self.side is not None or bool(self.readings)
 
-    def places(self, number: int, total: int) -> Places | None:
-        """Where the rows are that are taken from a layer of T tokens; None: there are none."""
+    def places(self, number: int, q: Tensor, v: Tensor) -> Places | None:
+        """Where the rows are that are taken from a layer of T tokens; None: there are none.
+
+        Args:
+            number: of the layer.
+            q, v: [B, H, T, D] of all tokens.
+        """
         found = [reading.rows_in(number) for reading in self.readings]
         if self.side is not None:
             found.append(self.side.rows)
         selections = tuple(dict.fromkeys(rows for rows in found if rows is not None))
         if selections and selections not in self._places:
-            self._places[selections] = Places(selections, total)
+            self._places[selections] = Places(
+                selections, q.shape[2], joins_by_kernel(self.backend, q, v)
+            )
         return self._places.get(selections)
 
     def refuse_lost_graph(self, what: str) -> None:
@@ -304,8 +221,8 @@ def _attend(
         _refuse(kwargs)
         if not run.finished:
             run.layers += 1
-    places = run.places(number, total)
-    q, k, v, taken = take_beside(query, key, value, length, places)
+    places = run.places(number, query, value)
+    q, k, v, own_k, own_v, taken = take_beside(query, key, value, length, places)
     positions = kwargs.get("position_ids")
     if positions is not None and length != total == positions.shape[-1]:
         kwargs["position_ids"] = positions[..., :length]
@@ -320,17 +237,30 @@ def _attend(
         main = _by_documents(attention, run, module, (q, k, v), mask, kwargs, watched)
     else:
         main = _by_rows(attention, implementation, module, (q, k, v), mask.mask, kwargs, watched)
-    lse = {} if main.lse is None else places.split(places.take(main.lse))
+    lse = {} if main.lse is None else places.taken(main.lse)
     scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
     options = {"scale": scale, "softcap": softcap, "backend": run.backend}
     rest = options, taken, lse, not mask.shows_all, kwargs.get("s_aux")
-    layer = Layer(number, module, q, k, v, main.out, window, *rest)
-    for reading in run.readings:
-        reading.read(run, layer)
-    out = main.out
-    if run.side is not None:
-        out = torch.cat((out, run.side.attend(layer).to(out.dtype)), 1)
+    layer = Layer(number, module, q, own_k, own_v, main.out, window, *rest)
+    side = _read(run, layer)
+    out = main.out if side is None else torch.cat((main.out, side.to(main.out.dtype)), 1)
     return out, main.weights
+
+
+def _read(run: BodyRun, layer: Layer) -> Tensor | None:
+    """Let every reading read a layer; [B, R, Hq, Dv] of the side tokens, if there are any."""
+    found = [reading.read(run, layer) for reading in run.readings]
+    questions = [question for question in found if question is not None]
+    calls, side = [question.asked for question in questions], run.side
+    if side is None or run.split is not None:
+        answers = asked.run(calls)
+        out = None if side is None else side.attend_split(layer)
+    else:
+        attended, *answers = asked.run([side.ask(layer), *calls])
+        out = side.attended(layer, *attended)
+    for question, (answer,) in zip(questions, answers, strict=True):
+        question.take(answer)
+    return out
 
 
 def _by_rows(

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from groundkern.checks import fail, require
 from groundkern.hf.data.image_token import one_of
 from groundkern.hf.model.attach import objectives_of
-from groundkern.hf.model.attention import SideRows
 from groundkern.hf.model.comparing import compared_attention, few_logits, last_hidden
 from groundkern.hf.model.documents import Documents
+from groundkern.hf.model.layer import SideRows
 from groundkern.hf.model.layers import text_attention
 from groundkern.hf.model.logit_rule import logit_rule
 from groundkern.hf.model.modes import modes_kept

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from groundkern import attention_contribution
 from groundkern.checks import fail
-from groundkern.hf.model.attention import BodyRun, Layer
+from groundkern.hf.model.attention import BodyRun
+from groundkern.hf.model.layer import Layer
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import Rows, take_rows, tokens_after
 from groundkern.hf.model.sharded import sharded

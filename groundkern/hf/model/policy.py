@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from groundkern import AttentionReference, attention_divergence
 from groundkern.checks import require
-from groundkern.hf.model.attention import BodyRun, Layer
+from groundkern.hf.model.attention import BodyRun
+from groundkern.hf.model.layer import Layer
 from groundkern.hf.model.layers import text_attention
 from groundkern.hf.model.readings import MapReading, MapRows
 from groundkern.hf.model.request import Request
@@ -92,7 +93,7 @@ class AgainstReferences(MapReading):
             **{**self.options(layer), "over": "renormalised"},
         )
 
-    def add(self, divergence: Tensor) -> None:
+    def add(self, divergence: Tensor, number: int) -> None:
         """Add [N] of one layer."""
         self.total = self.total + divergence
 

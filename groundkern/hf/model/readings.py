@@ -7,19 +7,24 @@ tensors: a layer that checkpointing recomputes reads the same maps and leaves th
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from groundkern import attention_divergence, attention_kl, attention_map, parallel
-from groundkern.hf.model.attention import BodyRun, Layer, Reading
+from groundkern import asked, attention_divergence, parallel
+from groundkern.asked import Asked, Repeated
+from groundkern.hf.model.attention import BodyRun, Reading
 from groundkern.hf.model.attribution import SavedAttention
 from groundkern.hf.model.basic import basic_depth
 from groundkern.hf.model.chosen_heads import take_heads
 from groundkern.hf.model.columns import SplitColumns
 from groundkern.hf.model.gradcam import SavedLayers, gradcam_terms
 from groundkern.hf.model.head_weight import head_weight_of
+from groundkern.hf.model.layer import Layer, Question
 from groundkern.hf.model.patch_weight import PatchWeight
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import Rows, Window, map_sets
@@ -83,23 +88,31 @@ class MapReading:
         # As the op names it: a mean that is renormalised later starts from full rows.
         self.over = "columns" if over == "columns" else "visible"
         self.uses_lse = self.over == "visible"
+        self.repeated = Repeated()
         self.windows: Counter[Window] = Counter()  # of the layers that counted so far
 
     def rows_in(self, number: int) -> Rows | None:
         """The rows, in the layers that count."""
         return self.at.rows if self.layers is None or number in self.layers else None
 
-    def read(self, run: BodyRun, layer: Layer) -> None:
+    def read(self, run: BodyRun, layer: Layer) -> Question | None:
         """Add one layer, if it counts; it must have a graph then."""
         if self.rows_in(layer.number) is None:
-            return
+            return None
         run.refuse_lost_graph("attention maps")
         if self.chosen is not None:
             layer = layer.at_heads(self.at.rows, self.chosen[layer.number])
+        take = partial(self._take, run.finished, layer)
         found = self.of(layer)
-        if not run.finished:
+        if isinstance(found, Asked):
+            return Question(found, take)
+        take(found)
+        return None
+
+    def _take(self, finished: bool, layer: Layer, found: Any) -> None:
+        if not finished:
             self.windows[layer.window] += self.share(layer.number)
-            self.add(found)
+            self.add(found, layer.number)
 
     def share(self, number: int) -> int:
         """How much a layer counts in the mean over layers."""
@@ -128,6 +141,14 @@ class MapReading:
             layer: the layer.
             weight: [N, H], of the heads of each row; None: the reading's own.
         """
+        found = self.ask_map(layer, weight)
+        if not isinstance(found, Asked):
+            return found
+        ((found,),) = asked.run([found])
+        return found
+
+    def ask_map(self, layer: Layer, weight: Tensor | None = None) -> Asked | Tensor:
+        """The same, still to be run; of a rank's columns it has been."""
         at, q = self.at, layer.queries(self.at.rows)
         options = self.options(layer)
         if weight is not None:
@@ -135,7 +156,21 @@ class MapReading:
         if at.split is not None:
             rows = at.rows.sharded(layer.window)
             return parallel.attention_map(q, layer.k, rows, at.split.columns, **options)
-        return attention_map(q, layer.k, at.rows.at(layer.window), at.columns, **options)
+
+        def make() -> Asked:
+            rows = at.rows.at(layer.window)
+            return asked.attention_map(q, layer.k, rows, at.columns, **options)
+
+        return self.asked_again(layer, q, options, make)
+
+    def asked_again(
+        self, layer: Layer, q: Tensor, options: dict, make: Callable[[], Asked]
+    ) -> Asked:
+        """What `make` asks for, by what was found in the layers before if it has no tensors but q
+        and k."""
+        if options["lse"] is not None or options["head_weight"] is not None:
+            return make()
+        return self.repeated((layer.window, layer.options), {"q": q, "k": layer.k}, make)
 
     def all_columns(self, maps: Tensor) -> Tensor:
         """[N, C] of what `map` returned."""
@@ -151,7 +186,7 @@ class MapLoss(MapReading):
         self.target_here = target if at.split is None else at.split.take(target)
         self.losses = [torch.zeros(len(target), device=target.device)]  # [N] of each layer
 
-    def of(self, layer: Layer) -> Tensor:
+    def of(self, layer: Layer) -> Tensor | Asked:
         """[N] of one layer; of a rank's part, what all ranks have adds up to it."""
         at, split, klal = self.at, self.at.split, self.klal
         if klal.of_mass:
@@ -164,15 +199,19 @@ class MapLoss(MapReading):
             of_rows, of_shard = attention_divergence, parallel.attention_divergence
         else:
             options["heads"] = klal.heads
-            of_rows, of_shard = attention_kl, parallel.attention_kl
+            of_rows, of_shard = asked.attention_kl, parallel.attention_kl
         if split is None:
-            rows = at.rows.at(layer.window)
-            return of_rows(q, layer.k, self.target, rows, at.columns, **options)
+
+            def make() -> Tensor | Asked:
+                rows = at.rows.at(layer.window)
+                return of_rows(q, layer.k, self.target, rows, at.columns, **options)
+
+            return make() if klal.from_maps else self.asked_again(layer, q, options, make)
         rows = at.rows.sharded(layer.window)
         own = of_shard(q, layer.k, self.target_here, rows, split.columns, **options)  # [N_r]
         return own.new_zeros(len(rows)).index_copy(0, rows.own, own)
 
-    def add(self, loss: Tensor) -> None:
+    def add(self, loss: Tensor, number: int) -> None:
         """Add [N] of one layer."""
         self.losses.append(loss)
 
@@ -203,18 +242,18 @@ class MapSum(MapReading):
         shape = len(at.rows.position), columns.shape[1]
         self.total = torch.zeros(shape, device=columns.device)  # of this rank's columns
 
-    def of(self, layer: Layer) -> Tensor:
+    def of(self, layer: Layer) -> Tensor | Asked:
         """[N, C] of one layer."""
-        attention, share = self.map(layer), self.share(layer.number)
-        return attention if share == 1 or self.head_weight is not None else attention * share
+        return self.ask_map(layer)
 
     def share(self, number: int) -> int:
         """As many as its chosen heads: each of these counts alike."""
         return 1 if self.chosen is None else len(self.chosen[number])
 
-    def add(self, attention: Tensor) -> None:
+    def add(self, attention: Tensor, number: int) -> None:
         """Add [N, C] of one layer."""
-        self.total = self.total + attention
+        share = 1 if self.head_weight is not None else self.share(number)
+        self.total = self.total + (attention if share == 1 else attention * share)
 
     @property
     def seen(self) -> Tensor:
@@ -254,7 +293,7 @@ class PickedSum(MapSum):
         taken = {self.at.rows: layer.queries(self.at.rows)}
         return layer._replace(module=None, q=None, v=v, out=None, taken=taken)
 
-    def add(self, layer: Layer) -> None:
+    def add(self, layer: Layer, number: int) -> None:
         """Save one layer, and how much of each head's attention is on the image."""
         self.saved.append(layer)
         with torch.no_grad():

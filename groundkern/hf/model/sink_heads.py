@@ -21,7 +21,8 @@ from groundkern.head_weights import (
     sink_head_weight,
     sink_queries,
 )
-from groundkern.hf.model.attention import BodyRun, Layer
+from groundkern.hf.model.attention import BodyRun
+from groundkern.hf.model.layer import Layer
 from groundkern.hf.model.layers import text_attention, text_decoder
 from groundkern.hf.model.readings import MapRows, MapSum, Readings, map_rows_of
 from groundkern.hf.model.request import Request

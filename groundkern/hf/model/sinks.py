@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from groundkern import attention_map
 from groundkern.checks import require, values_visible
 from groundkern.hf.data.batch import GroundedBatch
-from groundkern.hf.model.attention import Layer, SideRows
+from groundkern.hf.model.layer import Layer, SideRows
 from groundkern.hf.model.layers import text_attention
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import side_sets

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from groundkern import backends, checks
+from groundkern import backends, checks, together
 from groundkern.calls import Call, called
 from groundkern.ops.attention_map import (
     CONTRIBUTION,
@@ -18,6 +18,7 @@ from groundkern.ops.attention_map import (
 )
 from groundkern.precision import accumulation_dtype, autocast
 from groundkern.selection import KeySets, QueryRows, check_selection
+from groundkern.together import Asked
 
 Over = Literal["visible", "columns"]
 
@@ -75,8 +76,28 @@ def attention_map(
     Source: KLAL (arXiv 2511.12738), equations (K1)-(K2); GUI-AIMA (arXiv 2511.00810) for head
         weights.
     """
+    options = {"over": over, "allowed": allowed, "lse": lse, "head_weight": head_weight}
+    options |= {"scale": scale, "softcap": softcap, "backend": backend}
+    return _result(asked_map(q, k, rows, columns, **options))
+
+
+def asked_map(
+    q: Tensor,
+    k: Tensor,
+    rows: QueryRows,
+    columns: Tensor,
+    *,
+    over: Over,
+    allowed: KeySets | None = None,
+    lse: Tensor | None = None,
+    head_weight: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    backend: str = "auto",
+) -> Asked:
+    """A call of `attention_map`, checked and ready to run."""
     given = Inputs(*autocast(q, k), None, None, head_weight, None, lse)
-    return _run(MAP, given, rows, columns, allowed, _Asked(over, scale, softcap, backend))
+    return _asked(MAP, given, rows, columns, allowed, _Wanted(over, scale, softcap, backend))
 
 
 def attention_contribution(
@@ -116,8 +137,8 @@ def attention_contribution(
     Source: equation (C1) (Ferrando et al.; GradCAM as in arXiv 2412.08110).
     """
     given = Inputs(*autocast(q, k, v, g), None, None, lse)
-    asked = _Asked(over, scale, softcap, backend, rectify)
-    return _run(CONTRIBUTION, given, rows, columns, allowed, asked)
+    wanted = _Wanted(over, scale, softcap, backend, rectify)
+    return _result(_asked(CONTRIBUTION, given, rows, columns, allowed, wanted))
 
 
 def attention_kl(
@@ -159,13 +180,36 @@ def attention_kl(
 
     Source: KLAL (arXiv 2511.12738), equations (K1)-(K3).
     """
-    checks.require(heads in ("mean", "each"), "heads", "'mean' or 'each'", repr(heads))
+    options = {"over": over, "heads": heads, "allowed": allowed, "lse": lse, "scale": scale}
+    options |= {"head_weight": head_weight, "softcap": softcap, "backend": backend}
+    return _result(asked_kl(q, k, target, rows, columns, **options))
+
+
+def asked_kl(
+    q: Tensor,
+    k: Tensor,
+    target: Tensor,
+    rows: QueryRows,
+    columns: Tensor,
+    *,
+    over: Over,
+    heads: Literal["mean", "each"] = "mean",
+    allowed: KeySets | None = None,
+    lse: Tensor | None = None,
+    head_weight: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    backend: str = "auto",
+) -> Asked:
+    """A call of `attention_kl`, checked and ready to run."""
+    if heads not in ("mean", "each"):
+        checks.fail("heads", "'mean' or 'each'", repr(heads))
     kind = KL_MEAN if heads == "mean" else KL_EACH
     given = Inputs(*autocast(q, k), None, None, head_weight, target, lse)
-    return _run(kind, given, rows, columns, allowed, _Asked(over, scale, softcap, backend))
+    return _asked(kind, given, rows, columns, allowed, _Wanted(over, scale, softcap, backend))
 
 
-class _Asked(NamedTuple):
+class _Wanted(NamedTuple):
     """Options as the caller gave them."""
 
     over: Over
@@ -175,30 +219,35 @@ class _Asked(NamedTuple):
     rectify: bool = False
 
 
-def _run(
+def _result(asked: Asked) -> Tensor:
+    ((found,),) = together.run([asked])
+    return found
+
+
+def _asked(
     kind: str,
     given: Inputs,
     rows: QueryRows,
     columns: Tensor,
     allowed: KeySets | None,
-    asked: _Asked,
-) -> Tensor:
+    wanted: _Wanted,
+) -> Asked:
     """The op, of inputs as the caller gave them: a target that requires grad, a head weight of any
     of its shapes, an lse that is not used."""
     takes_grad = isinstance(given.lse, Tensor) and given.lse.requires_grad
     lse_grad = takes_grad and torch.is_grad_enabled()
 
     def make() -> Call:
-        dim = _checked(kind, given, rows, columns, allowed, asked, lse_grad)
-        numbers = (asked.scale or dim**-0.5, asked.softcap or 0.0)
-        options = Options(kind, asked.over, asked.rectify, *numbers, lse_grad)
+        dim = _checked(kind, given, rows, columns, allowed, wanted, lse_grad)
+        numbers = (wanted.scale or dim**-0.5, wanted.softcap or 0.0)
+        options = Options(kind, wanted.over, wanted.rectify, *numbers, lse_grad)
         device = given.q.device
-        name = backends.choose(asked.backend, device, lambda b: op.kernels(b).unsupported(given))
+        name = backends.choose(wanted.backend, device, lambda b: op.kernels(b).unsupported(given))
         return op.call(name, given, rows, allowed, columns, options)
 
     others = (allowed, columns, given.target)
-    call, direct = called(rows, others, given, (kind, asked, lse_grad), make)
-    return op.run(call, _inputs(given, call), direct)
+    call, direct = called(rows, others, given, (kind, wanted, lse_grad), make)
+    return Asked(op, call, _inputs(given, call), direct)
 
 
 def _inputs(given: Inputs, call: Call) -> Inputs:
@@ -236,7 +285,7 @@ def _checked(
     rows: QueryRows,
     columns: Tensor,
     allowed: KeySets | None,
-    asked: _Asked,
+    wanted: _Wanted,
     lse_grad: bool,
 ) -> int:
     """D of a call, which is refused if its arguments do not agree."""
@@ -247,10 +296,10 @@ def _checked(
     checks.tensor("k", k, "B Hkv S D", sizes, **alike)
     check_selection(rows, allowed, sizes, q.device)
     checks.tensor("columns", columns, "B C", sizes, dtype=torch.int32, device=q.device)
-    over = asked.over
+    over = wanted.over
     checks.require(over in ("visible", "columns"), "over", "'visible' or 'columns'", repr(over))
-    checks.finite_positive("scale", asked.scale)
-    checks.finite_positive("softcap", asked.softcap)
+    checks.finite_positive("scale", wanted.scale)
+    checks.finite_positive("softcap", wanted.softcap)
     if columns.numel() and checks.values_visible(columns):
         _check_columns(columns, sizes["S"])
     if lse is not None:

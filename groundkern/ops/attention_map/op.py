@@ -1,14 +1,15 @@
-"""`groundkern::attention_map` and its backward, opaque to torch.compile, and the same without
-torch's dispatcher for eager calls.
+"""`groundkern::attention_map` and its backward, opaque to torch.compile, and what eager calls
+run without torch's dispatcher (`groundkern.together`).
 
 An op's absent gradient travels as an empty tensor, because an op's outputs cannot be None.
 """
 
+from functools import cache
+
 from torch import Tensor
-from torch.autograd import Function
 from torch.library import custom_op
 
-from groundkern import calls
+from groundkern import together
 from groundkern.calls import Call
 from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
 from groundkern.ops.attention_map import (
@@ -27,6 +28,7 @@ from groundkern.precision import accumulation_dtype
 from groundkern.selection import KeySets, QueryRows, Selection
 
 
+@cache
 def kernels(backend: str):
     """The module that implements `forward` and `backward` for a backend."""
     match backend:
@@ -66,11 +68,17 @@ def call(
     return Call(Selection.of(rows, allowed, columns), found, options, backend)
 
 
-def run(call: Call, inputs: Inputs, direct: bool) -> Tensor:
-    """The op's result; see `groundkern.calls.called`."""
-    if direct:
-        return _AttentionMap.apply(call, *inputs)
-    return attention_map(*inputs, *call.flat)[0]
+RESULTS = 1  # of the `Outputs`, that are differentiable
+
+
+def dispatched(inputs: Inputs, call: Call) -> tuple[Tensor]:
+    """The result, by the op."""
+    return attention_map(*inputs, *call.flat)[:RESULTS]
+
+
+def saved(outputs: Outputs) -> tuple[Tensor, Tensor]:
+    """What the backward reads of a forward's outputs."""
+    return outputs[1:]
 
 
 @custom_op(
@@ -138,25 +146,33 @@ def _backward(ctx, upstream: Tensor | None, *_):
 attention_map.register_autograd(_backward, setup_context=_setup_context)
 
 
-class _AttentionMap(Function):
-    """The op without the dispatcher."""
+def backward(above, inputs: Inputs, saved, call: Call, dk: Tensor | None, dv: Tensor | None):
+    """The gradients of the inputs by the kernels; those of k and v with what others found.
 
-    @staticmethod
-    def forward(ctx, call: Call, *inputs: Tensor | None):
-        inputs = Inputs(*inputs)
-        outputs = calls.forward(ctx, call, inputs, kernels(call.backend).forward)
-        ctx.save_for_backward(*inputs, *outputs[1:])
-        return outputs.result
+    Args:
+        above: the gradient of the result.
+        saved: the fields of `Saved`.
+        dk, dv: what others found, which is written to.
+    """
+    upstream, saved = Upstream(above[0].contiguous()), Saved(*saved)
+    body = kernels(call.backend).backward
+    adds = call.backend == "triton" and 1e-6 < call.options.scale < 1e6  # dk is divided by it
+    if dk is not None and adds:
+        return _of_inputs(body(upstream, inputs, saved, call, dk), inputs, call, None, dv)
+    return _of_inputs(body(upstream, inputs, saved, call), inputs, call, dk, dv)
 
-    @staticmethod
-    def backward(ctx, upstream: Tensor | None):
-        if upstream is None:
-            return (None,) * len(ctx.needs_input_grad)
-        *inputs, norm, made = ctx.saved_tensors
-        inputs = Inputs(*inputs)
-        groups = Upstream(upstream.contiguous()), inputs, Saved(norm, made)
-        body = kernels(ctx.call.backend).backward
-        gradients = calls.backward(ctx, groups, body, attention_map_backward)
-        like = like_gradients(inputs, ctx.call.options)
-        *gradients, dlse = [None if x is None else d for d, x in zip(gradients, like)]
-        return None, *gradients, None, dlse  # a target has none
+
+def dispatched_backward(above, inputs: Inputs, saved, call: Call, dk, dv):
+    """The same by the op, for gradients that are batched, or differentiated again."""
+    found = attention_map_backward(above[0].contiguous(), *inputs, *saved, *call.flat)
+    return _of_inputs(found, inputs, call, dk, dv)
+
+
+def _of_inputs(found, inputs: Inputs, call: Call, dk: Tensor | None, dv: Tensor | None) -> tuple:
+    """Gradients as one for each of the `Inputs`."""
+    like = like_gradients(inputs, call.options)
+    dq, own_dk, own_dv, dg, dweight, dlse = (
+        None if x is None else d for d, x in zip(found, like, strict=True)
+    )
+    dk, dv = together.added(own_dk, dk), together.added(own_dv, dv)
+    return dq, dk, dv, dg, dweight, None, dlse  # a target has none

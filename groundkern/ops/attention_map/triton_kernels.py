@@ -35,7 +35,7 @@ NOT_OWN = tl.constexpr(0x7FA5C3E1)  # the bits of a NaN
 
 
 @helper
-def _above(x, b, row, bounds, j0, keys, BLOCK_N: tl.constexpr, LANES: tl.constexpr, KIND):
+def _above(x, place, row, bounds, j0, keys, BLOCK_N: tl.constexpr, LANES: tl.constexpr, KIND):
     """What the gradient needs of each own column, one number: u, P of KL_EACH, log P - log M of
     KL_MEAN; and which columns are own. [ROWS * LANES, BLOCK_N]: loaded once for a row's heads.
 
@@ -43,47 +43,27 @@ def _above(x, b, row, bounds, j0, keys, BLOCK_N: tl.constexpr, LANES: tl.constex
     that is not own travels as the bits of a NaN that no arithmetic makes.
     """
     ROWS: tl.constexpr = row.shape[0]
-    place, own = mk.own_columns(x, b, bounds, j0, keys, BLOCK_N)
-    at = tk.wide(x.C) * row[:, None] + place[None, :]
-    if KIND == KL_MEAN:
-        bits = mk.gathered(x.made, at, own)
-    elif KIND == KL_EACH:
-        bits = mk.gathered(x.target, at, own)
-    else:
-        bits = mk.gathered(x.upstream, at, own)
-    bits = tl.where(own, bits, NOT_OWN)
+    own = mk.own_columns(x, place, bounds, j0, keys, BLOCK_N)
+    numbers = x.made if KIND == KL_MEAN else x.target if KIND == KL_EACH else x.upstream
+    bits = tl.where(own, mk.gathered(numbers, x.C, row, place, own), NOT_OWN)
     bits = tl.broadcast_to(bits[:, None, :], (ROWS, LANES, BLOCK_N))
     bits = tl.reshape(bits, (ROWS * LANES, BLOCK_N))
     return bits.to(tl.float32, bitcast=True), bits != NOT_OWN
 
 
 @helper
-def _uz(above, own, log_p, value, factor, KIND: tl.constexpr, RECTIFY: tl.constexpr):
-    """u z of the table above by a factor, which has dkl of a KL. What is NaN stays NaN."""
+def _uz(x, above, log_p, value, factor, KIND: tl.constexpr, RECTIFY: tl.constexpr):
+    """u z by a factor, which has dkl of a KL; on own columns with p > 0. NaN stays NaN."""
     if KIND == KL_EACH:
         uz = -factor * above
     elif KIND == KL_MEAN:  # a head of weight 0 may lie far above
         z = log_p + above
-        uz = -factor * tl.exp(tl.where(z > 80.0, 80.0, z))
+        uz = -factor * mk.exp(x, tl.where(z > 80.0, 80.0, z))
     elif KIND == MAP:
-        uz = factor * tl.exp(log_p) * above
+        uz = factor * mk.exp(x, log_p) * above
     else:
-        uz = tl.exp(log_p) * above * (mk.rectified(value) if RECTIFY else value)
-    return tl.where(own & (log_p != -mk.INFINITE), uz, 0.0)
-
-
-@helper
-def _of_rows(x, n, at, mask, KIND: tl.constexpr):
-    """Normaliser of each lane; head weight, of a KL times its upstream gradient; dnorm, or 0."""
-    factor = tl.full(n.shape, 1.0, tl.float32)
-    dnorm = tl.zeros(n.shape, tl.float32)
-    if KIND != CONTRIBUTION:
-        factor = tl.load(x.weight + at, mask=mask, other=0.0)
-    if x.dnorm is not None:
-        dnorm = tl.load(x.dnorm + at, mask=mask, other=0.0)
-    if KIND == KL_MEAN or KIND == KL_EACH:  # noqa: SIM109
-        factor *= tl.load(x.upstream + n, mask=mask, other=0.0)
-    return mk.norm_of(x, at, mask), factor, dnorm
+        uz = mk.exp(x, log_p) * above * (mk.rectified(value) if RECTIFY else value)
+    return uz
 
 
 @kernel
@@ -106,14 +86,18 @@ def _norm_kernel(
     start, stop, member = tk.row_bounds(x.selection, n, mask)
     m = tl.full((BLOCK_M,), -mk.INFINITE, tl.float32)
     l = tl.zeros((BLOCK_M,), tl.float32)
+    after = mk.listed_key(x, first, count, split, keys, BLOCK_N)
+    place = tl.zeros((BLOCK_N,), tl.int32) if VISIBLE else mk.place_of(x, b, after, keys, BLOCK_N)
     for e in range(split, count, splits):
-        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
+        j0, place_here = after, place
+        after = mk.listed_key(x, first, count, e + splits, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
         k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
         if VISIBLE:
             seen = mk.visible(start, stop, j0, BLOCK_N)
         else:
-            _, seen = mk.own_columns(x, b, (start, stop, member), j0, keys, BLOCK_N)
+            seen = mk.own_columns(x, place_here, (start, stop, member), j0, keys, BLOCK_N)
+            place = mk.place_of(x, b, after, keys, BLOCK_N)
         s = tk.capped(tk.dot(q, tl.trans(k)) * x.scale, x.softcap)
         m, l = tk.online_sum(m, l, tl.where(seen, s, -mk.INFINITE))
     at = n.to(tl.int64) * x.heads + head
@@ -154,19 +138,19 @@ def _add_head(
     norm = mk.norm_of(x, at, mask)
     log_p = mk.log_p(raw, x.softcap, norm[:, None], mask[:, None])
     if KIND == CONTRIBUTION:
-        y = tl.exp(log_p) * (mk.rectified(value) if RECTIFY else value)
+        y = mk.exp(x, log_p) * (mk.rectified(value) if RECTIFY else value)
         y = tl.where(log_p != -mk.INFINITE, y, 0.0)
         total += tl.sum(tl.reshape(y, (ROWS, LANES, BLOCK_N)), 1)
     else:
         w = tl.load(x.weight + at, mask=mask, other=0.0)
         if KIND == MAP:
-            y = tl.exp(log_p) * w[:, None]
+            y = mk.exp(x, log_p) * w[:, None]
             total += tl.sum(tl.reshape(y, (ROWS, LANES, BLOCK_N)), 1)
         else:
             log_w = tl.where(w > 0.0, tl.log(tl.where(w > 0.0, w, 1.0)), -mk.INFINITE)
             y = tl.reshape(log_p + log_w[:, None], (ROWS, LANES, BLOCK_N))
             new, shift = tk.online_max(top, y)
-            total = total * tl.exp(top - shift) + tl.sum(tl.exp(y - shift[:, None, :]), 1)
+            total = total * mk.exp(x, top - shift) + tl.sum(mk.exp(x, y - shift[:, None, :]), 1)
             top = new
     some = tl.max(tl.reshape((mask & (norm != mk.INFINITE)).to(tl.int32), (ROWS, LANES)), 1)
     return total, top, some > 0
@@ -197,30 +181,36 @@ def _map_kernel(
     b, i0, end = tl.load(record), tl.load(record + 1), tl.load(record + 2)
     first, count = tl.load(record + 3), tl.load(record + 4)
     split, splits = tl.program_id(1), tl.num_programs(1)
-    i, row = i0 + tl.arange(0, BLOCK_M), i0 // LANES + tl.arange(0, ROWS)
-    here = row * LANES < end
-    bounds = tk.row_bounds(x.selection, row, here)
+    i = i0 + tl.arange(0, BLOCK_M)
+    n, lane = (i // LANES).to(tl.int64), i % LANES  # a head adds one number to their offsets
+    n_at, q_at = n * x.heads + lane, n * x.q.n + lane.to(tl.int64) * x.q.h
+    if KIND == CONTRIBUTION:
+        g_at = n * x.g.n + lane.to(tl.int64) * x.g.h
     kl = tl.zeros((ROWS,), tl.float32)
     for e in range(split, count, splits):
         j0 = ak.first_key(x, first, e, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
-        place, own = mk.own_columns(x, b, bounds, j0, keys, BLOCK_N)  # [ROWS, BLOCK_N]
         total = tl.zeros((ROWS, BLOCK_N), tl.float32)
         top = tl.full((ROWS, BLOCK_N), -mk.INFINITE, tl.float32)
         counted = tl.zeros((ROWS,), tl.int1)
         for virtual in range(virtual_heads):
-            n, head, mask = ak.lanes_of(x, i, end, virtual)
-            q = tk.load_heads(x.q, n, head, mask, D)
+            head = virtual // x.parts * x.group + virtual % x.parts * LANES
+            mask = (i < end) & (virtual % x.parts * LANES + lane < x.group)
+            q = tk.load_tile(x.q.ptr + tk.wide(head) * x.q.h, q_at, 1, mask, D)
             k = tk.load_keys(x.k, b, virtual // x.parts, j, j < keys, D)
             raw = tk.dot(q, tl.trans(k)) * x.scale
             value = raw
             if KIND == CONTRIBUTION:
-                g = tk.load_heads(x.g, n, head, mask, DV)
+                g = tk.load_tile(x.g.ptr + tk.wide(head) * x.g.h, g_at, 1, mask, DV)
                 v = tk.load_keys(x.v, b, virtual // x.parts, j, j < keys, DV)
                 value = tk.dot(g, tl.trans(v))
-            at = n.to(tl.int64) * x.heads + head
+            at = n_at + head
             total, top, some = _add_head(x, total, top, raw, value, at, mask, LANES, KIND, RECTIFY)
             counted = counted | some
+        here, stop = mk.lanes_span(x)  # read again: kept through the heads, all of it spills
+        row, bounds = mk.rows_of(x, here, stop, BLOCK_M, LANES)
+        place = mk.place_of(x, b, j0, keys, BLOCK_N)
+        own = mk.own_columns(x, place, bounds, j0, keys, BLOCK_N)  # [ROWS, BLOCK_N]
         at = tk.wide(x.C) * row[:, None] + place[None, :]
         if KIND == KL_MEAN:
             total = tk.log_sum(top, total)
@@ -230,32 +220,18 @@ def _map_kernel(
             kl += tl.sum(tl.where(some, target * total, 0.0), 1)
         tl.store(map_ptr + at, total, mask=own)
     if KIND == KL_MEAN:
+        row = i0 // LANES + tl.arange(0, ROWS)
+        mask = row * LANES < end
         complete = splits == 1
         if splits > 1:
-            tl.store(part_ptr + tk.wide(split) * N + row, kl, mask=here)
+            tl.store(part_ptr + tk.wide(split) * N + row, kl, mask=mask)
             if ak.last_to_arrive(counters_ptr + tl.program_id(0), splits):
                 kl = tl.zeros((ROWS,), tl.float32)
                 for part in range(splits):
-                    kl += ak.load_part(part_ptr, tk.wide(part) * N + row, here)
+                    kl += ak.load_part(part_ptr, tk.wide(part) * N + row, mask)
                 complete = True
         if complete:
-            tl.store(kl_ptr + row, kl, mask=here)
-
-
-@helper
-def _kl_of_heads(x, sums_ptr, kl_ptr, virtual_heads, BLOCK_M: tl.constexpr, LANES: tl.constexpr):
-    """(K3) of each head: their weighted sum, in order."""
-    ROWS: tl.constexpr = BLOCK_M // LANES
-    i0, end = mk.lanes_span(x)
-    i, row = i0 + tl.arange(0, BLOCK_M), i0 // LANES + tl.arange(0, ROWS)
-    kl = tl.zeros((ROWS,), tl.float32)
-    for virtual in range(virtual_heads):
-        n, head, mask = ak.lanes_of(x, i, end, virtual)
-        at = n.to(tl.int64) * x.heads + head
-        y = ak.load_part(sums_ptr, at, mask)
-        y *= tl.load(x.weight + at, mask=mask, other=0.0)
-        kl += tl.sum(tl.reshape(y, (ROWS, LANES)), 1)
-    tl.store(kl_ptr + row, kl, mask=row * LANES < end)
+            tl.store(kl_ptr + row, kl, mask=mask)
 
 
 @kernel
@@ -290,11 +266,15 @@ def _sums_kernel(
     if KIND == KL_MEAN:
         factor = tl.load(x.upstream + n, mask=mask, other=0.0)
     total = tl.zeros((BLOCK_M,), tl.float32)
+    after = mk.listed_key(x, first, count, split, keys, BLOCK_N)
+    place = mk.place_of(x, b, after, keys, BLOCK_N)
     for e in range(split, count, splits):
-        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
+        j0, place_here = after, place
+        after = mk.listed_key(x, first, count, e + splits, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
         k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
-        above, own = _above(x, b, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
+        above, own = _above(x, place_here, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
+        place = mk.place_of(x, b, after, keys, BLOCK_N)
         raw = tk.dot(q, tl.trans(k)) * x.scale
         log_p = mk.log_p(raw, x.softcap, norm[:, None], own)
         value = log_p
@@ -306,7 +286,8 @@ def _sums_kernel(
             log_target = tl.log(tl.where(used, above, 1.0))
             total += tl.sum(tl.where(used, above * (log_target - log_p), 0.0), 1)
         else:
-            total += tl.sum(_uz(above, own, log_p, value, factor[:, None], KIND, RECTIFY), 1)
+            uz = _uz(x, above, log_p, value, factor[:, None], KIND, RECTIFY)
+            total += tl.sum(tl.where(log_p != -mk.INFINITE, uz, 0.0), 1)
     n, head, mask = ak.row_tile_again(x, BLOCK_M)
     at = n.to(tl.int64) * x.heads + head
     complete, counter = splits == 1, tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
@@ -323,7 +304,7 @@ def _sums_kernel(
         if KIND == KL_EACH:
             counters_ptr += tl.num_programs(0) * tl.num_programs(1) + tl.program_id(0)
             if ak.last_to_arrive(counters_ptr, tl.num_programs(1)):
-                _kl_of_heads(x, sums_ptr, kl_ptr, tl.num_programs(1), BLOCK_M, LANES)
+                mk.kl_of_heads(x, sums_ptr, kl_ptr, tl.num_programs(1), BLOCK_M, LANES)
         else:
             if KIND != CONTRIBUTION:
                 total *= tl.load(x.weight + at, mask=mask, other=0.0)
@@ -351,6 +332,7 @@ def _backward_dq_kernel(
 ):
     """dq and dg of one row tile and virtual head."""
     b, first, count, n, head, mask = ak.row_tile(x, BLOCK_M)
+    OF_KL: tl.constexpr = KIND != CONTRIBUTION and KIND != MAP
     kv_head, split, splits = ak.kv_head_of(x), tl.program_id(2), tl.num_programs(2)
     at = n.to(tl.int64) * x.heads + head
     q = tk.load_heads(x.q, n, head, mask, D)
@@ -361,26 +343,32 @@ def _backward_dq_kernel(
         dg = tl.zeros((BLOCK_M, padded(DV)), tl.float32)
     i0, end = mk.lanes_span(x)
     row, bounds = mk.rows_of(x, i0, end, BLOCK_M, LANES)
-    norm, factor, dnorm = _of_rows(x, n, at, mask, KIND)
+    norm, factor, dnorm = mk.of_rows(x, n, at, mask, KIND != CONTRIBUTION, OF_KL)
     start, stop, _ = tk.row_bounds(x.selection, n, mask)
+    after = mk.listed_key(x, first, count, split, keys, BLOCK_N)
+    place = mk.place_of(x, b, after, keys, BLOCK_N)
     for e in range(split, count, splits):
-        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
+        j0, place_here = after, place
+        after = mk.listed_key(x, first, count, e + splits, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
         k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
-        above, own = _above(x, b, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
+        above, own = _above(x, place_here, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
+        place = mk.place_of(x, b, after, keys, BLOCK_N)
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
         seen = mk.visible(start, stop, j0, BLOCK_N) if VISIBLE else own
         log_p = mk.log_p(raw, x.softcap, norm[:, None], seen)
+        some = (log_p != -mk.INFINITE) & own if VISIBLE else log_p != -mk.INFINITE
         value = log_p
         if KIND == CONTRIBUTION:
             v = tk.load_keys(x.v, b, kv_head, j, j < keys, DV)
             value = tk.dot(g, tl.trans(v))
-            passed = own & (value > 0.0) if RECTIFY else own
-            dvalue = tl.where(passed, tl.exp(log_p) * above, 0.0)
+            passed = some & (value > 0.0) if RECTIFY else some
+            dvalue = tl.where(passed, mk.exp(x, log_p) * above, 0.0)
             dg += tk.dot(dvalue.to(v.dtype), v)
-        ds = _uz(above, own, log_p, value, factor[:, None], KIND, RECTIFY)
+        uz = _uz(x, above, log_p, value, factor[:, None], KIND, RECTIFY)
+        ds = tl.where(some, uz, 0.0)
         if x.dnorm is not None:
-            ds += tl.exp(log_p) * dnorm[:, None]
+            ds += mk.exp(x, log_p) * dnorm[:, None]
         dq += tk.dot(tk.uncapped_gradient(ds, raw, x.softcap).to(k.dtype), k)
     n, head, mask = ak.row_tile_again(x, BLOCK_M)
     at = n.to(tl.int64) * x.heads + head
@@ -403,48 +391,59 @@ def _backward_dkv_kernel(
     BLOCK_N: tl.constexpr,
     LANES: tl.constexpr,
     VISIBLE: tl.constexpr,
+    ADD: tl.constexpr,  # to what dk has; a tile that no row reads is left alone
     KIND: tl.constexpr,
     RECTIFY: tl.constexpr,
 ):
     """dk and dv of one wide key tile, over the row tiles that read it: zeros if there are none."""
+    OF_KL: tl.constexpr = KIND != CONTRIBUTION and KIND != MAP
     b, j0, j = tk.key_tile(keys, BLOCK_N)
     kv_head = tl.program_id(1)
     span = row_spans_ptr + tl.program_id(0) * 3
     count, end = tl.load(span), tl.load(span + 1)
     read = (j < keys) & (count > 0)
     k = tk.load_keys(x.k, b, kv_head, j, read, D)
-    dk = tl.zeros((BLOCK_N, padded(D)), tl.float32)
+    to = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
+    if ADD:
+        dk, stored = mk.keys_before(dk_ptr, to, read, x.scale, BLOCK_M, D), read
+    else:
+        dk, stored = mk.keys_zeros(BLOCK_M, BLOCK_N, D), j < keys
     if KIND == CONTRIBUTION:
         v = tk.load_keys(x.v, b, kv_head, j, read, DV)
-        dv = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
+        dv = mk.keys_zeros(BLOCK_M, BLOCK_N, DV)
+    place = mk.place_of(x, b, j0, keys, BLOCK_N)
+    after = mk.first_lane(x, row_tiles_ptr, span, 0, count, most, BLOCK_M)
+    sets = mk.sets_of(x, after, end, BLOCK_M, LANES)
     for e in range(count * x.parts):
-        if row_tiles_ptr is not None:
-            i0 = tl.load(row_tiles_ptr + tk.wide(tl.program_id(0)) * most + e // x.parts)
-        else:
-            i0 = tl.load(span + 2) + e // x.parts * BLOCK_M
+        i0, member = after, sets
+        after = mk.first_lane(x, row_tiles_ptr, span, e + 1, count, most, BLOCK_M)
         virtual = kv_head * x.parts + e % x.parts
-        n, head, mask = ak.lanes_of(x, i0 + tl.arange(0, BLOCK_M), end, virtual)
+        n, head, mask = mk.lanes_of(x, i0 + tl.arange(0, BLOCK_M), end, virtual, LANES)
         at = n.to(tl.int64) * x.heads + head
         q = tk.load_heads(x.q, n, head, mask, D)
         row, bounds = mk.rows_of(x, i0, end, BLOCK_M, LANES)
-        norm, factor, dnorm = _of_rows(x, n, at, mask, KIND)
+        bounds = (bounds[0], bounds[1], member)
+        sets = mk.sets_of(x, after, end, BLOCK_M, LANES)
+        norm, factor, dnorm = mk.of_rows(x, n, at, mask, KIND != CONTRIBUTION, OF_KL)
         start, stop, _ = tk.row_bounds(x.selection, n, mask)
-        above, own = _above(x, b, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
+        above, own = _above(x, place, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
         seen = mk.visible(start, stop, j0, BLOCK_N) if VISIBLE else own
         log_p = mk.log_p(raw, x.softcap, norm[:, None], seen)
+        some = (log_p != -mk.INFINITE) & own if VISIBLE else log_p != -mk.INFINITE
         value = log_p
         if KIND == CONTRIBUTION:
             g = tk.load_heads(x.g, n, head, mask, DV)
             value = tk.dot(g, tl.trans(v))
-            passed = own & (value > 0.0) if RECTIFY else own
-            dvalue = tl.where(passed, tl.exp(log_p) * above, 0.0)
-            dv += tk.dot(tl.trans(dvalue.to(g.dtype)), g)
-        ds = _uz(above, own, log_p, value, factor[:, None], KIND, RECTIFY)
+            passed = some & (value > 0.0) if RECTIFY else some
+            dvalue = tl.where(passed, mk.exp(x, log_p) * above, 0.0)
+            dv = mk.add_product(dv, dvalue.to(g.dtype), g)
+        uz = _uz(x, above, log_p, value, factor[:, None], KIND, RECTIFY)
+        ds = tl.where(some, uz, 0.0)
         if x.dnorm is not None:
-            ds += tl.exp(log_p) * dnorm[:, None]
-        dk += tk.dot(tl.trans(tk.uncapped_gradient(ds, raw, x.softcap).to(q.dtype)), q)
-    to = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
-    tk.store_tile(dk_ptr, to, j < keys, dk * x.scale, D)
+            ds += mk.exp(x, log_p) * dnorm[:, None]
+        ds = tk.uncapped_gradient(ds, raw, x.softcap)
+        dk = mk.add_product(dk, ds.to(q.dtype), q)
+    mk.store_keys(dk_ptr, to, stored, dk, x.scale, BLOCK_M, D)
     if KIND == CONTRIBUTION:
-        tk.store_tile(dv_ptr, to, j < keys, dv, DV)
+        mk.store_keys(dv_ptr, to, stored, dv, 1.0, BLOCK_M, DV)

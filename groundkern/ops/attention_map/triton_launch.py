@@ -2,7 +2,6 @@
 KL."""
 
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from groundkern.attention_kernels import merge_counters
 from groundkern.calls import Call, signature
 from groundkern.kept import kept
 from groundkern.map_kernels import Maps
-from groundkern.op_body import empty_like, zeros_like
+from groundkern.op_body import zeros_like
 from groundkern.ops.attention_map import (
     CONTRIBUTION,
     KL_EACH,
@@ -31,24 +30,35 @@ from groundkern.ops.attention_map import (
 from groundkern.ops.attention_map import triton_kernels as kernels
 from groundkern.selection import KeySets, QueryRows, Selection
 from groundkern.tile_kernels import Heads, Keys
-from groundkern.tiles import Launcher, Tile
+from groundkern.tiles import Launcher, Scratch, Tile
 
-# (4-byte operands, largest head dimension; of contributions the sum of both, with a softcap twice
-# as much) -> tile of all kernels of this op. Every row is an untuned first guess: compiled by `make
-# aot`, never timed on a device. `make gpu` finds better ones.
+# (4-byte operands, largest sum of head dimensions: of q, with a softcap twice, and of values; one
+# less where 16 does not divide them and loads are of 16 bits) -> tile of all kernels of this op.
+# 4 warps on 64 lanes: of 8, each half computes all scores again for the second product. Every row
+# is an untuned first guess: compiled by `make aot`, never timed on a device. `make gpu` finds
+# better ones.
 TILES = {  # of Hopper and later
-    (False, 128): Tile(64, 64, 8, 3, 255),
-    (False, 256): Tile(16, 64, 8, 3, 255),
+    (False, 63): Tile(16, 64, 8, 4, 255),
+    (False, 64): Tile(64, 64, 4, 4, 255),
+    (False, 127): Tile(16, 64, 8, 4, 255),
+    (False, 128): Tile(64, 64, 4, 4, 255),
+    (False, 255): Tile(16, 32, 8, 4, 255),
+    (False, 256): Tile(64, 32, 4, 4, 255),
+    (False, 511): Tile(16, 32, 8, 4, 255),
+    (False, 512): Tile(16, 64, 8, 4, 255),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),
-    (True, 256): Tile(16, 32, 8, 1),
+    (True, 512): Tile(16, 32, 8, 1),
 }
 SMALL_TILES = {  # of other devices (`tiles.small`)
-    (False, 256): Tile(16, 32, 8, 3, 168),
+    (False, 512): Tile(16, 32, 8, 4, 168),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),
-    (True, 256): Tile(16, 32, 8, 1),
+    (True, 512): Tile(16, 32, 8, 1),
 }
+# At most, where a loop loads more than keys: rows, or values too. Of two operands two copies are in
+# flight at the wait, as of keys alone with a stage more.
+SEVERAL_STAGES = 3
 
 
 def unsupported(inputs: Inputs) -> str | None:
@@ -59,13 +69,10 @@ def unsupported(inputs: Inputs) -> str | None:
 def _tile(inputs: Inputs, options: Options) -> Tile:
     """The row of the table that serves a call."""
     q, k, v = inputs[:3]
-    dims = [q.shape[-1]]
-    # Of contributions, sums of both widths are held at a time, and with a softcap slopes of scores.
-    beside = v if v is not None else q if options.softcap else None
-    if beside is not None:
-        wide = [tiles.padded(x.shape[-1]) for x in (q, beside)]
-        odd = wide != [x.shape[-1] for x in (q, beside)]
-        dims = [min(sum(wide), 256) - odd]
+    # Sums of both widths are held at a time, and with a softcap slopes of scores.
+    held = [x.shape[-1] for x in (q, v, q if options.softcap else None) if x is not None]
+    odd = any(dim % 16 for dim in held)
+    dims = [min(tiles.padded(sum(map(tiles.padded, held))), 512) - odd]
     packed = q.shape[0] * (q.shape[1] // k.shape[1])
     table = SMALL_TILES if tiles.small(q.device) else TILES
     return table[tiles.tile_key(table, (q.dtype == torch.float32,), dims, packed)]
@@ -108,7 +115,7 @@ def _target(target: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     return target, target.sum(-1)
 
 
-class _Known:
+class _Launch:
     """What the kernels are launched with: found once for inputs of a signature.
 
     Args:
@@ -117,21 +124,34 @@ class _Known:
     """
 
     def __init__(self, call: Call, inputs: Inputs) -> None:
-        q, k, v = inputs[:3]
-        plan, options = call.plan, call.options
-        self.launcher, self.tile = Launcher(), _tile(inputs, options)
-        (_, heads, dim), (batch, kv_heads, self.keys, _) = q.shape, k.shape
+        q, k, v, g = inputs[:4]
+        self.plan, self.selection, options = call.plan, call.selection, call.options
+        self.launcher, self.scratch, tile = Launcher(), Scratch(), _tile(inputs, options)
+        self.adding = Launcher(), self.launcher  # of dk that is made, and added to
+        (self.rows, heads, dim), (batch, kv_heads, self.keys, _) = q.shape, k.shape
         group, self.columns = heads // kv_heads, call.selection.columns.shape[1]
-        parts = -(-group // plan.lanes)  # of a KV head's query heads, `lanes` at a time
-        self.virtual_heads = kv_heads * parts
-        # Whether the normaliser's gradient reaches all visible keys.
-        self.reached = options.over == "visible" and not options.lse_grad
-        sizes = (heads, group, plan.lanes, parts, self.columns)
+        parts = -(-group // self.plan.lanes)  # of a KV head's query heads, `lanes` at a time
+        self.device, self.heads, self.virtual_heads = q.device, heads, kv_heads * parts
+        self.kind, self.lse_grad = options.kind, options.lse_grad
+        # Whether the normaliser is over all visible keys, and whether its gradient reaches them.
+        self.visible = options.over == "visible"
+        self.reached = self.visible and not options.lse_grad
+        self.strides = q.stride()[:2], k.stride()[:3]
+        self.valued = None if v is None else (g.stride()[:2], v.stride()[:3])
+        sizes = (heads, group, self.plan.lanes, parts, self.columns)
         self.numbers = (options.scale, options.softcap or None, *sizes)
         dims = {"D": dim, "DV": dim if v is None else v.shape[3]}
-        flags = {"LANES": plan.lanes, "KIND": options.kind, "RECTIFY": options.rectify}
-        self.constants = dims | flags | self.tile.constants
-        row_tiles, key_tiles = plan.tiles.shape[0], -(-self.keys // self.tile.block_n)
+        flags = {"LANES": self.plan.lanes, "KIND": options.kind, "RECTIFY": options.rectify}
+        constants = dims | flags | tile.constants
+        self.norm_constants = {"D": dim, "VISIBLE": self.visible} | tile.constants
+        several = {"num_stages": tiles.at_most_stages(min(tile.stages, SEVERAL_STAGES))}
+        of_keys = several if options.kind == CONTRIBUTION else {}
+        # There is no second product in it, and with 4 warps it spills.
+        of_map = several | ({"num_warps": 8} if tile.block_m == 64 else {})
+        self.map_constants, self.sums_constants = constants | of_map, constants | of_keys
+        self.dq_constants = constants | {"VISIBLE": self.reached} | of_keys
+        self.dkv_constants = constants | {"VISIBLE": self.reached} | several
+        row_tiles, key_tiles = self.plan.tiles.shape[0], -(-self.keys // tile.block_n)
         self.wide_grid = (batch * key_tiles, kv_heads)
 
         def splits(programs: int, most: int) -> int:
@@ -145,99 +165,124 @@ class _Known:
             for visible, most in ((False, own), (True, key_tiles))
         }
 
+    def operands(self, inputs: Inputs) -> tuple:
+        """q, k, g and v as `Maps` has them."""
+        q, k, v, g, *_ = inputs
+        (of_q, of_k), valued = self.strides, (None, None)
+        if v is not None:
+            valued = Heads(g, *self.valued[0]), Keys(v, *self.valued[1])
+        return Heads(q, *of_q), Keys(k, *of_k), *valued
 
-class _Launch(NamedTuple):
-    """The kernels of one call."""
+    def maps(self, operands: tuple, *others: Tensor | None, visible: bool = False) -> Maps:
+        """What kernels read.
 
-    inputs: Inputs  # rows contiguous
-    call: Call
-    norm: Tensor | None  # fp32 [N, Hq], the normaliser; None until it is known
-    known: _Known
-
-    @classmethod
-    def of(cls, inputs: Inputs, call: Call, signed: tuple) -> "_Launch":
-        """`signed` is what the launch depends on besides the call."""
-        known, inputs = tiles.prepared(call.prepared, signed, inputs, 4, partial(_Known, call))
-        return cls(inputs, call, inputs.lse, known)
-
-    def maps(self, visible: bool = False, **others: object) -> Maps:
-        """What kernels read, over the key tiles with own columns or all visible ones."""
-        (q, k, v, g, weight, _, _), plan = self.inputs, self.call.plan
-        valued = (None, None) if v is None else (Heads.of(g), Keys.of(v))
+        Args:
+            operands: as above.
+            others: norm, weight, target, made, upstream and dnorm.
+            visible: over the key tiles of all visible keys, and not of own columns.
+        """
+        plan = self.plan
         tiles_of = (plan.visible_tiles, None) if visible else (plan.tiles, plan.key_tiles)
-        above = (self.norm, weight, plan.own_target, None, None, None)
-        read = (Heads.of(q), Keys.of(k), *valued, self.call.selection, *tiles_of, plan.place)
-        maps = Maps(*read, *above, *self.known.numbers)
-        return maps._replace(**others) if others else maps
+        return Maps(*operands, self.selection, *tiles_of, plan.place, *others, *self.numbers)
 
-    def launch(self, kernel, grid: tuple[int, ...], *arguments, **constants) -> None:
-        self.known.launcher(kernel, grid, arguments, self.known.constants | constants)
+    def parts(
+        self, name: str, grid: tuple[int, ...], counters: int, *shapes: tuple | None
+    ) -> tuple:
+        """What the splits of a launch leave of each shape, nothing if there is one, and the
+        counters of their merge."""
+        splits = grid[-1] if grid[-1] > 1 else 0
 
-    def new(self, *shape: int) -> Tensor:
-        return self.inputs.q.new_empty(shape, dtype=torch.float32)
+        def make() -> tuple:
+            kept = {"dtype": torch.float32, "device": self.device}
+            found = [None if x is None else torch.empty((splits, *x), **kept) for x in shapes]
+            return *found, tiles.arrival_counters(self.device, counters)
 
-    def part(self, splits: int, *shape: int) -> Tensor:
-        """Of every split; of none if there is one."""
-        return self.new(splits if splits > 1 else 0, *shape)
+        return self.scratch(name, self.device, make)
 
-    def counters(self, size: int) -> Tensor:
-        return tiles.arrival_counters(self.inputs.q.device, size)
+    def norm(self, inputs: Inputs) -> Tensor:
+        """[N, Hq]: log-sum-exp over all visible keys or over own columns; 0 if there are none."""
+        grid, shape = self.grids[self.visible], (self.rows, self.heads)
+        operands = (*self.operands(inputs)[:2], None, None)
+        x = self.maps(operands, *[None] * 6, visible=self.visible)  # one variant for all kinds
+        norm = inputs.q.new_empty(shape, dtype=torch.float32)
+        part, counters = self.parts("norm", grid, grid[0] * grid[1], shape)
+        arguments = (x, part, norm, counters, self.rows, self.keys)
+        self.launcher(kernels._norm_kernel, grid, arguments, self.norm_constants)
+        return norm
 
-    def normalised(self) -> "_Launch":
-        """With log-sum-exp over all visible keys or over own columns; 0 if there are none."""
-        if self.norm is not None:
-            return self
-        (rows, heads, dim), visible = self.inputs.q.shape, self.call.options.over == "visible"
-        grid, norm = self.known.grids[visible], self.new(rows, heads)
-        x = self.maps(visible, g=None, v=None, weight=None, target=None)  # one variant for all
-        part, counters = self.part(grid[2], rows, heads), self.counters(grid[0] * grid[1])
-        arguments = (x, part, norm, counters, rows, self.known.keys)
-        constants = {"D": dim, "VISIBLE": visible} | self.known.tile.constants
-        self.known.launcher(kernels._norm_kernel, grid, arguments, constants)
-        return self._replace(norm=norm)
-
-    def map(self) -> tuple[Tensor, Tensor | None]:
-        """[N, C] the map, the contributions, or for KL_MEAN log P - log M; and then the KL [N]."""
-        rows, mean = self.inputs.q.shape[0], self.call.options.kind == KL_MEAN
-        out, known = self.new(rows, self.known.columns).zero_(), self.known
-        row_tiles, splits = grid = known.map_grid
-        kl = self.new(rows) if mean else None
-        part = self.part(splits, rows) if mean else None
-        arguments = (self.maps(), out, kl, part, self.counters(row_tiles), rows, known.keys)
-        self.launch(kernels._map_kernel, grid, *arguments, known.virtual_heads)
+    def map(self, inputs: Inputs, norm: Tensor, target: Tensor | None) -> tuple:
+        """[N, C] the map, the contributions, or for KL_MEAN log P - log M of own columns; and then
+        the KL [N]."""
+        q, mean, grid = inputs.q, self.kind == KL_MEAN, self.map_grid
+        new = q.new_empty if mean else q.new_zeros  # what is not own is not read
+        out = new((self.rows, self.columns), dtype=torch.float32)
+        kl = q.new_empty(self.rows, dtype=torch.float32) if mean else None
+        shape = (self.rows,) if mean else None
+        part, counters = self.parts("map", grid, grid[0], shape)
+        weight = inputs.head_weight
+        x = self.maps(self.operands(inputs), norm, weight, target, None, None, None)
+        arguments = (x, out, kl, part, counters, self.rows, self.keys, self.virtual_heads)
+        self.launcher(kernels._map_kernel, grid, arguments, self.map_constants)
         return out, kl
 
-    def sums(self, **others: Tensor) -> tuple[Tensor, Tensor | None]:
+    def sums(
+        self,
+        inputs: Inputs,
+        norm: Tensor,
+        target: Tensor | None,
+        made: Tensor | None = None,
+        upstream: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """[N, Hq] sum_c u z and dnorm; KL_EACH: sum_c P (log P - log p), and the KL [N]."""
-        (rows, heads, _), each = self.inputs.q.shape, self.call.options.kind == KL_EACH
-        grid, total = self.known.grids[False], self.new(rows, heads)
-        second = self.new(rows) if each else self.new(rows, heads)
-        made = (None, second) if each else (second, None)
-        part, counters = self.part(grid[2], rows, heads), self.counters(grid[0] * (grid[1] + 1))
-        arguments = (self.maps(**others), part, total, *made, counters, rows, self.known.keys)
-        self.launch(kernels._sums_kernel, grid, *arguments)
+        q, each, grid = inputs.q, self.kind == KL_EACH, self.grids[False]
+        shape = (self.rows, self.heads)
+        total = q.new_empty(shape, dtype=torch.float32)
+        second = q.new_empty(self.rows if each else shape, dtype=torch.float32)
+        part, counters = self.parts("sums", grid, grid[0] * (grid[1] + 1), shape)
+        weight, results = inputs.head_weight, (None, second) if each else (second, None)
+        x = self.maps(self.operands(inputs), norm, weight, target, made, upstream, None)
+        arguments = (x, part, total, *results, counters, self.rows, self.keys)
+        self.launcher(kernels._sums_kernel, grid, arguments, self.sums_constants)
         return total, second
 
-    def gradients(self, dnorm: Tensor, **others: Tensor) -> Gradients:
-        """All but dhead_weight; dnorm [N, Hq] is the normaliser's gradient."""
-        (q, k, v, g, *_), known, plan = self.inputs, self.known, self.call.plan
-        lse_grad = self.call.options.lse_grad
-        x = self.maps(known.reached, **others)
-        if not lse_grad:
-            x = x._replace(dnorm=dnorm)
-        dq, dk = empty_like(q), empty_like(k)
-        dv, dg = (None if y is None else empty_like(y) for y in (v, g))
-        grid = known.grids[known.reached]
-        parts = (self.part(grid[2], *y.shape) if y is not None else None for y in (q, g))
-        counters = self.counters(merge_counters(grid))
-        arguments = (x, *parts, dq, dg, counters, q.shape[0], known.keys)
-        self.launch(kernels._backward_dq_kernel, grid, *arguments, VISIBLE=known.reached)
-        spans = (None, plan.visible_row_spans) if known.reached else plan[2:4]
-        arguments = (x, *spans, dk, dv, known.keys, plan.row_tiles.shape[1])
-        self.launch(
-            kernels._backward_dkv_kernel, known.wide_grid, *arguments, VISIBLE=known.reached
-        )
-        return Gradients(dq, dk, dv, dg, None, dnorm if lse_grad else None)
+    def gradients(
+        self,
+        inputs: Inputs,
+        norm: Tensor,
+        target: Tensor | None,
+        made: Tensor | None,
+        upstream: Tensor,
+        dnorm: Tensor,
+        dk: Tensor | None = None,
+    ) -> Gradients:
+        """All but dhead_weight.
+
+        Args:
+            dnorm: [N, Hq], the normaliser's gradient.
+            dk: to add to; None: it is made.
+        """
+        q, k, v, g, weight = inputs[:5]
+        above = (norm, weight, target, made, upstream, None if self.lse_grad else dnorm)
+        x = self.maps(self.operands(inputs), *above, visible=self.reached)
+        dq, add = q.new_empty(q.shape), dk is not None
+        dk = k.new_empty(k.shape) if dk is None else dk
+        dv, dg = (None, None) if v is None else (v.new_empty(v.shape), g.new_empty(g.shape))
+        grid = self.grids[self.reached]
+        shapes = q.shape, None if g is None else g.shape
+        *parts, counters = self.parts("dq", grid, merge_counters(grid), *shapes)
+        arguments = (x, *parts, dq, dg, counters, self.rows, self.keys)
+        self.launcher(kernels._backward_dq_kernel, grid, arguments, self.dq_constants)
+        plan = self.plan
+        spans = (None, plan.visible_row_spans) if self.reached else plan[2:4]
+        arguments = (x, *spans, dk, dv, self.keys, plan.row_tiles.shape[1])
+        constants = self.dkv_constants | {"ADD": add}
+        self.adding[add](kernels._backward_dkv_kernel, self.wide_grid, arguments, constants)
+        return Gradients(dq, dk, dv, dg, None, dnorm if self.lse_grad else None)
+
+
+def _launch(inputs: Inputs, call: Call) -> tuple[_Launch, Inputs]:
+    """The launch of inputs of a signature, and these as kernels read them."""
+    return tiles.prepared(call.prepared, signature(inputs), inputs, 4, partial(_Launch, call))
 
 
 def forward(inputs: Inputs, call: Call) -> Outputs:
@@ -246,33 +291,42 @@ def forward(inputs: Inputs, call: Call) -> Outputs:
         shape = output_shape(inputs, call.selection.columns, call.options)
         empty = (inputs.q.new_empty(0, dtype=torch.float32) for _ in range(2))
         return Outputs(inputs.q.new_zeros(shape, dtype=torch.float32), *empty)
-    launch = _Launch.of(inputs, call, ()).normalised()
-    norm = launch.new(0) if inputs.lse is not None else launch.norm
-    if call.options.kind == KL_EACH:
-        sums, kl = launch.sums()
-        return Outputs(kl, norm, sums)
-    out, kl = launch.map()
-    return Outputs(out, norm, launch.new(0)) if kl is None else Outputs(kl, norm, out)
+    (launch, inputs), target = _launch(inputs, call), call.plan.own_target
+    given = inputs.lse is not None
+    norm = inputs.lse if given else launch.norm(inputs)
+    saved = inputs.q.new_empty(0, dtype=torch.float32) if given else norm
+    if launch.kind == KL_EACH:
+        sums, kl = launch.sums(inputs, norm, target)
+        return Outputs(kl, saved, sums)
+    out, kl = launch.map(inputs, norm, target)
+    if kl is None:
+        return Outputs(out, saved, out.new_empty(0))
+    return Outputs(kl, saved, out)
 
 
-def backward(above: Upstream, inputs: Inputs, saved: Saved, call: Call) -> Gradients:
-    """Contiguous, in the inputs' dtypes and shapes; the same bits on every run."""
-    (upstream,), options = above, call.options
-    if call.plan.tiles is None:
+def backward(
+    above: Upstream, inputs: Inputs, saved: Saved, call: Call, dk: Tensor | None = None
+) -> Gradients:
+    """Contiguous, in the inputs' dtypes and shapes; the same bits on every run.
+
+    Args:
+        dk: contiguous, what others found for k, which is added to; None: it is made.
+    """
+    options, plan = call.options, call.plan
+    if plan.tiles is None:
         like = like_gradients(inputs, options)
-        return Gradients(*(None if x is None else zeros_like(x) for x in like))
-    launch = _Launch.of(inputs, call, signature((upstream, *inputs, *saved)))
-    if inputs.lse is None:
-        launch = launch._replace(norm=saved.norm)
-    read = {"upstream": upstream}
-    if options.kind == KL_EACH:
-        dweight = upstream[:, None] * saved.made
-        dnorm = launch.inputs.head_weight * (upstream * call.plan.target_sum)[:, None]
+        zeros = Gradients(*(None if x is None else zeros_like(x) for x in like))
+        return zeros if dk is None else zeros._replace(dk=dk)
+    launch, inputs = _launch(inputs, call)
+    upstream, made = tiles.aligned(above.upstream), tiles.aligned(saved.made)
+    norm = tiles.aligned(saved.norm) if inputs.lse is None else inputs.lse
+    read = (inputs, norm, plan.own_target, made if launch.kind == KL_MEAN else None, upstream)
+    if launch.kind == KL_EACH:
+        dweight = upstream[:, None] * made
+        dnorm = inputs.head_weight * (upstream * plan.target_sum)[:, None]
         if options.lse_grad:
             dnorm = torch.where(inputs.lse.isinf(), 0.0, dnorm)
     else:
-        if options.kind == KL_MEAN:
-            read["made"] = saved.made
-        dweight, dnorm = launch.sums(**read)
-    gradients = launch.gradients(dnorm, **read)
-    return gradients._replace(dhead_weight=None if options.kind == CONTRIBUTION else dweight)
+        dweight, dnorm = launch.sums(*read)
+    gradients = launch.gradients(*read, dnorm, dk)
+    return gradients._replace(dhead_weight=None if launch.kind == CONTRIBUTION else dweight)

@@ -4,11 +4,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from groundkern import backends, checks
+from groundkern import backends, checks, together
 from groundkern.calls import Call, called
 from groundkern.ops.side_attention import Inputs, Options, op
 from groundkern.precision import accumulation_dtype, autocast
 from groundkern.selection import KeySets, QueryRows, check_selection
+from groundkern.together import Asked
 
 
 class SideAttention(NamedTuple):
@@ -62,6 +63,23 @@ def side_attention(
 
     Source: SMAM (CVPR 2026), equation (S1).
     """
+    options = {"allowed": allowed, "lse": lse, "scale": scale, "softcap": softcap}
+    return SideAttention(*together.run([asked(q, k, v, rows, **options, backend=backend)])[0])
+
+
+def asked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: QueryRows,
+    *,
+    allowed: KeySets | None = None,
+    lse: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    backend: str = "auto",
+) -> Asked:
+    """A call of `side_attention`, checked and ready to run."""
     q, k, v = autocast(q, k, v)
     inputs = Inputs(q, k, v, lse if lse is None else lse.detach())
 
@@ -75,7 +93,7 @@ def side_attention(
 
     options = ("side_attention", scale, softcap, backend)
     call, direct = called(rows, (allowed,), inputs, options, make)
-    return SideAttention(*op.run(call, inputs, direct)[:2])
+    return Asked(op, call, inputs, direct)
 
 
 def _checked(inputs: Inputs, rows: QueryRows, allowed: KeySets | None) -> dict[str, int]:

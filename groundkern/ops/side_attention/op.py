@@ -1,11 +1,12 @@
-"""`groundkern::side_attention` and its backward, opaque to torch.compile, and the same without
-torch's dispatcher for eager calls."""
+"""`groundkern::side_attention` and its backward, opaque to torch.compile, and what eager calls run
+without torch's dispatcher (`groundkern.together`)."""
+
+from functools import cache
 
 from torch import Tensor
-from torch.autograd import Function
 from torch.library import custom_op
 
-from groundkern import calls
+from groundkern import together
 from groundkern.calls import Call
 from groundkern.op_body import empty_like, grouped, op_body, regroup, schema, zeros_like
 from groundkern.ops.side_attention import Inputs, Options, Outputs, Upstream
@@ -14,6 +15,7 @@ from groundkern.precision import accumulation_dtype
 from groundkern.selection import KeySets, QueryRows, Selection
 
 
+@cache
 def kernels(backend: str):
     """The module that implements `forward` and `backward` for a backend."""
     match backend:
@@ -39,11 +41,17 @@ def call(
     return Call(Selection.of(rows, allowed), found, options, backend)
 
 
-def run(call: Call, inputs: Inputs, direct: bool) -> Outputs:
-    """The op; see `groundkern.calls.called`."""
-    if direct:
-        return Outputs(*_SideAttention.apply(call, *inputs))
-    return Outputs(*side_attention(*inputs, *call.flat))
+RESULTS = 2  # of the `Outputs`, that are differentiable
+
+
+def dispatched(inputs: Inputs, call: Call) -> tuple[Tensor, Tensor]:
+    """The results, by the op."""
+    return side_attention(*inputs, *call.flat)[:RESULTS]
+
+
+def saved(outputs: Outputs) -> Outputs:
+    """What the backward reads of a forward's outputs."""
+    return outputs
 
 
 @custom_op(
@@ -87,9 +95,13 @@ def _(upstream, inputs, *_):
     return tuple(empty_like(x) for x in inputs[:3])
 
 
-def _upstream(dout: Tensor | None, dlse: Tensor | None, like: Outputs) -> Upstream:
+def _upstream(
+    dout: Tensor | None, dlse: Tensor | None, like: Outputs, call: Call | None = None
+) -> Upstream:
     """Contiguous; zeros where nothing was given."""
     dout = zeros_like(like.out) if dout is None else dout.contiguous()
+    if dlse is None and call is not None:
+        dlse = call.once("no dlse", lambda: zeros_like(like.lse))
     dlse = zeros_like(like.lse) if dlse is None else dlse.contiguous()
     return Upstream(dout, dlse)
 
@@ -113,23 +125,24 @@ def _backward(ctx, dout: Tensor | None, dlse: Tensor | None, _):
 side_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
-class _SideAttention(Function):
-    """The op without the dispatcher."""
+def backward(above, inputs: Inputs, saved, call: Call, dk: Tensor | None, dv: Tensor | None):
+    """The gradients of the inputs by the kernels; those of k and v with what others found.
 
-    @staticmethod
-    def forward(ctx, call: Call, *inputs: Tensor | None):
-        inputs = Inputs(*inputs)
-        outputs = calls.forward(ctx, call, inputs, kernels(call.backend).forward)
-        ctx.save_for_backward(*inputs[:3], *outputs)
-        ctx.mark_non_differentiable(outputs.rest)
-        return tuple(outputs)
+    Args:
+        above: gradients of the results, or None.
+        saved: the `Outputs`.
+        dk, dv: what others found, which is written to.
+    """
+    outputs = Outputs(*saved)
+    upstream = _upstream(*above, outputs, call)
+    dq, *found = kernels(call.backend).backward(upstream, inputs, outputs, call)
+    return dq, together.added(found[0], dk), together.added(found[1], dv), None
 
-    @staticmethod
-    def backward(ctx, dout: Tensor | None, dlse: Tensor | None, _):
-        q, k, v, *outputs = ctx.saved_tensors
-        outputs = Outputs(*outputs)
-        if dlse is None:
-            dlse = ctx.call.once("no dlse", lambda: zeros_like(outputs.lse))
-        groups = _upstream(dout, dlse, outputs), Inputs(q, k, v, None), outputs
-        body = kernels(ctx.call.backend).backward
-        return None, *calls.backward(ctx, groups, body, side_attention_backward), None
+
+def dispatched_backward(above, inputs: Inputs, saved, call: Call, dk, dv):
+    """The same by the op, for gradients that are batched, or differentiated again."""
+    outputs = Outputs(*saved)
+    upstream = _upstream(*above, outputs, call)
+    inputs = inputs._replace(lse=None)
+    dq, *found = side_attention_backward(*upstream, *inputs, *outputs, *call.flat)
+    return dq, together.added(found[0], dk), together.added(found[1], dv), None

@@ -9,7 +9,7 @@ from groundkern import plan_kernels, tiles
 from groundkern.attention_kernels import Attention, merge_counters, row_grid
 from groundkern.calls import Call, signature
 from groundkern.kept import kept
-from groundkern.op_body import empty_like, zeros_like
+from groundkern.op_body import zeros_like
 from groundkern.ops.side_attention import Inputs, Outputs, Upstream
 from groundkern.ops.side_attention import triton_kernels as kernels
 from groundkern.plan import NO_PLAN, Plan
@@ -107,101 +107,107 @@ class _Launch:
 
     def __init__(self, call: Call, inputs: Inputs) -> None:
         q, k, v, _ = inputs
-        self.plan, self.selection, self.launcher = call.plan, call.selection, tiles.Launcher()
-        (_, heads, dim), (_, kv_heads, self.keys, _) = q.shape, k.shape
-        group, (scale, softcap) = heads // kv_heads, call.options
-        self.sizes = (scale, softcap or None, heads, group, group, 1)
+        self.plan, self.launcher, self.scratch = call.plan, tiles.Launcher(), tiles.Scratch()
+        (self.rows, heads, dim), (batch, kv_heads, self.keys, _) = q.shape, k.shape
+        self.device, self.scale, self.strides = q.device, call.options.scale, _strides(q, k, v)
+        group, softcap = heads // kv_heads, call.options.softcap or None
+        sizes = (self.scale, softcap, heads, group, group, 1)
+        self.others = (call.selection, self.plan.tiles, self.plan.key_tiles, *sizes)
+        self.shape, self.lse_shape = (self.rows, heads, v.shape[3]), (self.rows, heads)
         one = self.plan.one_tile
         lanes = self.plan.block_m if one else 2**31
         names = ("forward", "backward") if one else ("forward", "dq", "dkv")
-        dims = {"D": dim, "DV": v.shape[3]}
-        self.tiles = {name: _tile(name, inputs, lanes) for name in names}
-        self.constants = {name: dims | tile.constants for name, tile in self.tiles.items()}
-        over = self.plan, kv_heads, self.keys
-        self.grids = {name: row_grid(*over, tile, q.device) for name, tile in self.tiles.items()}
+        dims, over = {"D": dim, "DV": v.shape[3]}, (self.plan, kv_heads, self.keys)
+        found = {name: _tile(name, inputs, lanes) for name in names}
+        self.constants = {name: dims | tile.constants for name, tile in found.items()}
+        self.grids = {name: row_grid(*over, tile, q.device) for name, tile in found.items()}
+        if one:
+            self.constants["backward"]["TILE_N"] = self.plan.block_n
+        else:
+            self.constants["dkv"]["TILE_M"] = self.plan.block_m
+            self.grids["dkv"] = batch * -(-self.keys // found["dkv"].block_n), kv_heads
+        self.dq_splits = self.grids["backward" if one else "dq"][2]
 
-    def attention(self, inputs: Inputs) -> Attention:
-        q, k, v, _ = inputs
-        operands = (Heads.of(q), Keys.of(k), Keys.of(v), self.selection)
-        return Attention(*operands, self.plan.tiles, self.plan.key_tiles, *self.sizes)
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Attention:
+        of_q, of_k, of_v = self.strides
+        return Attention(Heads(q, *of_q), Keys(k, *of_k), Keys(v, *of_v), *self.others)
 
-    def __call__(self, name: str, kernel, *arguments, grid=None, **constants) -> None:
+    def __call__(self, name: str, kernel, *arguments) -> None:
         """Launch a kernel with the tile of a row of the table."""
-        grid = grid or self.grids[name]
-        self.launcher(kernel, grid, arguments, self.constants[name] | constants)
+        self.launcher(kernel, self.grids[name], arguments, self.constants[name])
+
+    def merged(self) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """What the splits of the forward leave, and the counters of their merge."""
+        grid = self.grids["forward"]
+        parts, counters = grid[2] if grid[2] > 1 else 0, merge_counters(grid)
+        new = partial(torch.empty, dtype=torch.float32, device=self.device)
+        sums = new((parts, *self.lse_shape)), new((parts, *self.lse_shape))
+        return (*sums, new((parts, *self.shape))), tiles.arrival_counters(self.device, counters)
 
 
-def _launch(inputs: Inputs, call: Call, signed: tuple) -> tuple[_Launch, Inputs]:
-    """`signed` is what the launch depends on besides the call."""
-    return tiles.prepared(call.prepared, signed, inputs, 3, partial(_Launch, call))
+def _strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[tuple[int, ...], ...]:
+    """As `Heads` and `Keys` have them."""
+    return q.stride()[:2], k.stride()[:3], v.stride()[:3]
+
+
+def _launch(inputs: Inputs, call: Call) -> tuple[_Launch, Inputs]:
+    """The launch of inputs of a signature, and these with contiguous rows."""
+    return tiles.prepared(call.prepared, signature(inputs), inputs, 3, partial(_Launch, call))
 
 
 def forward(inputs: Inputs, call: Call) -> Outputs:
     """With fp16 values the given lse is not used: p = exp(s - lse) of a small region would lose its
     bits in fp16."""
     q, _, v, _ = inputs
-    (rows, heads, _), dim = q.shape, v.shape[3]
-    out, rounded = q.new_empty(rows, heads, dim), q.dtype != torch.float32
-    own_lse = q.new_empty(rows, heads, dtype=torch.float32)
-    outputs = Outputs(out, own_lse, empty_like(out) if rounded else q.new_empty(0))
+    rounded = q.dtype != torch.float32
     if call.plan.tiles is None:
-        outputs.out.zero_()
-        outputs.lse.fill_(-torch.inf)
-        outputs.rest.zero_()
-        return outputs
+        out = q.new_zeros(*q.shape[:2], v.shape[3])
+        lse = q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
+        return Outputs(out, lse, zeros_like(out) if rounded else q.new_empty(0))
     if q.dtype == torch.float16:
         inputs = inputs._replace(lse=None)
-    launch, inputs = _launch(inputs, call, ())
-    grid = launch.grids["forward"]
-    parts = grid[2] if grid[2] > 1 else 0
-    sums = (q.new_empty(parts, rows, heads, dtype=torch.float32) for _ in range(2))
-    acc = q.new_empty(parts, rows, heads, dim, dtype=torch.float32)
+    launch, inputs = _launch(inputs, call)
+    q, k, v, lse = inputs
+    out, own_lse = q.new_empty(launch.shape), q.new_empty(launch.lse_shape, dtype=torch.float32)
+    rest = q.new_empty(launch.shape if rounded else 0)
+    parts, counters = launch.scratch("forward", launch.device, launch.merged)
     launch(
         "forward",
         kernels._forward_kernel,
-        launch.attention(inputs),
-        inputs.lse,
-        (*sums, acc),
-        (out, outputs.rest if rounded else None),
+        launch.attention(q, k, v),
+        lse,
+        parts,
+        (out, rest if rounded else None),
         own_lse,
-        tiles.arrival_counters(q.device, merge_counters(grid)),
-        rows,
+        counters,
+        launch.rows,
         launch.keys,
     )
-    return outputs
+    return Outputs(out, own_lse, rest)
 
 
 def backward(
     upstream: Upstream, inputs: Inputs, outputs: Outputs, call: Call
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv, contiguous, in the inputs' dtypes and shapes; the same bits on every run."""
-    (q, k, v, _), plan = inputs, call.plan
+    plan = call.plan
     if plan.tiles is None:
-        return tuple(zeros_like(x) for x in (q, k, v))
-    signed = signature((*upstream, *inputs[:3], *outputs))
-    launch, inputs = _launch(inputs._replace(lse=None), call, signed)
-    dout, out = (tiles.rows_contiguous(x.out) for x in (upstream, outputs))
-    rest = outputs.rest if outputs.rest.numel() else None
-    read = (launch.attention(inputs), dout, outputs.lse.contiguous())
-    made = (out, rest, upstream.lse)
-    (rows, heads, _), keys = q.shape, launch.keys
-    dq, dk, dv = empty_like(q), empty_like(k), empty_like(v)
-    grid = launch.grids["backward" if plan.one_tile else "dq"]
-    part = q.new_empty(grid[2], *q.shape, dtype=torch.float32)
+        return tuple(zeros_like(x) for x in inputs[:3])
+    launch, inputs = _launch(inputs._replace(lse=None), call)
+    q, k, v, _ = inputs
+    dout, dlse, out, own_lse, rest = map(tiles.aligned, (*upstream, *outputs))
+    made = (out, rest if rest.numel() else None, dlse)
+    read, rows, keys = (launch.attention(q, k, v), dout, own_lse), launch.rows, launch.keys
+    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    part = q.new_empty((launch.dq_splits, *q.shape), dtype=torch.float32)
     if plan.one_tile:
-        arguments = (*read, made, dk, dv, part, rows, keys)
-        launch("backward", kernels._backward_kernel, *arguments, TILE_N=plan.block_n)
+        launch("backward", kernels._backward_kernel, *read, made, dk, dv, part, rows, keys)
     else:
-        delta = q.new_empty(rows, heads, dtype=torch.float32)
+        delta = q.new_empty(launch.lse_shape, dtype=torch.float32)
         launch("dq", kernels._backward_dq_kernel, *read, made, delta, part, rows, keys)
         read_by = (plan.row_tiles, plan.row_spans)
         parts = 0 if plan.row_tiles is None else plan.row_tiles.shape[1]
-        launch(
-            "dkv",
-            kernels._backward_dkv_kernel,
-            *(read[0], *read_by, *read[1:], delta, dk, dv, keys, parts),
-            grid=(k.shape[0] * -(-keys // launch.tiles["dkv"].block_n), k.shape[1]),
-            TILE_M=plan.block_m,
-        )
-    sum_parts(part, dq, call.options.scale, launch.launcher)
+        arguments = (read[0], *read_by, *read[1:], delta, dk, dv, keys, parts)
+        launch("dkv", kernels._backward_dkv_kernel, *arguments)
+    sum_parts(part, dq, launch.scale, launch.launcher)
     return dq, dk, dv

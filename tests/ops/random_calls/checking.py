@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from groundkern import asked
 from tests import interpreter
 from tests.closeness import GRADIENTS, VALUES, measured
 from tests.ops.random_calls import truth
@@ -19,6 +20,11 @@ from tests.ops.random_calls.truth import Selected
 # the inputs' size is allowed besides. Here scores have any size, and rounding one of 500 moves its
 # exponential 500 times as much.
 BESIDES = 4 * torch.finfo(torch.float32).eps
+ASKED = {
+    "side": asked.side_attention,
+    "map": asked.attention_map,
+    "kl": asked.attention_kl,
+}
 OPERANDS = ("q", "k", "v", "g")
 HUGE = 1e6  # d head_weight of a head of weight 0 that lies far above all others is cut off
 
@@ -209,4 +215,46 @@ def wrong(drawn: Drawn, backend: str, *, twice: bool = True) -> list[str]:
     found = _close(drawn, got, selected) + _zeros(drawn, got, selected)
     if twice:
         found += same_bits(got, ours(drawn, backend))
+        if drawn.op in ASKED:
+            found += _beside_itself(drawn, backend, got)
     return found
+
+
+def _beside_itself(drawn: Drawn, backend: str, alone: Answer) -> list[str]:
+    """What is wrong with two such calls that share their keys and values, as those of a layer do:
+    each has the bits that it has alone, and keys and values have the gradients of both."""
+    shared = {n: drawn.inputs[n].detach() for n in ("k", "v") if n in drawn.inputs}
+    calls = [{n: x.detach() for n, x in drawn.inputs.items()} | shared for _ in range(2)]
+    for inputs in calls:
+        for name in drawn.trained:
+            inputs[name].requires_grad_()
+    with dirty_memory():
+        asks = [ASKED[drawn.op](**x, **drawn.options, backend=backend) for x in calls]
+        results = [x for found in asked.run(asks) for x in found]
+        pairs = zip(results, drawn.upstream * 2, strict=True)
+        pairs = [(r, u.to(r.dtype)) for r, u in pairs if u is not None and r.requires_grad]
+        if not pairs:
+            return []
+        names = [n for n in drawn.trained if n in shared]
+        own = [(i, n) for i in (0, 1) for n in drawn.trained if n not in shared]
+        leaves = [shared[n] for n in names] + [calls[i][n] for i, n in own]
+        outputs, above = zip(*pairs, strict=True)
+        found = torch.autograd.grad(
+            outputs, leaves, above, allow_unused=True, materialize_grads=True
+        )
+    half, wrong = len(results) // 2, []
+    for i, n in enumerate(names):
+        one = alone.gradients[n]
+        eps = torch.finfo(one.dtype).eps  # sums of fp32 are rounded at the size of what they add
+        size = float(one[one.isfinite()].abs().max()) if one.isfinite().any() else 0.0
+        close = {"rtol": 4 * eps, "atol": 4 * eps * size}
+        if not torch.allclose(found[i], one + one, **close, equal_nan=True):
+            off = float((found[i] - one - one).abs().nan_to_num().max())
+            wrong.append(f"d{n} of two calls together is {off:.1e} off that of both ({size:.1e})")
+        if (found[i].abs() > torch.finfo(one.dtype).tiny)[one == 0].any():
+            wrong.append(f"d{n} of two calls together is not 0 where that of one is")
+    for i in (0, 1):
+        gradients = {n: d for (j, n), d in zip(own, found[len(names) :], strict=True) if i == j}
+        answer = Answer(tuple(results[i * half : (i + 1) * half]), gradients)
+        wrong += same_bits(answer, alone)
+    return wrong
