@@ -156,10 +156,15 @@ def backward(above, inputs: Inputs, saved, call: Call, dk: Tensor | None, dv: Te
     """
     upstream, saved = Upstream(above[0].contiguous()), Saved(*saved)
     body = kernels(call.backend).backward
-    adds = call.backend == "triton" and 1e-6 < call.options.scale < 1e6  # dk is divided by it
-    if dk is not None and adds:
+    if dk is not None and _adds(call):
         return _of_inputs(body(upstream, inputs, saved, call, dk), inputs, call, None, dv)
     return _of_inputs(body(upstream, inputs, saved, call), inputs, call, dk, dv)
+
+
+def _adds(call: Call) -> bool:
+    """Whether the kernels add to a dk: where they leave most keys alone. They divide it by scale."""
+    options = call.options
+    return call.backend == "triton" and options.over == "columns" and 1e-6 < options.scale < 1e6
 
 
 def dispatched_backward(above, inputs: Inputs, saved, call: Call, dk, dv):
