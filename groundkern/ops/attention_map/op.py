@@ -162,7 +162,7 @@ def backward(above, inputs: Inputs, saved, call: Call, dk: Tensor | None, dv: Te
 
 
 def _adds(call: Call) -> bool:
-    """Whether the kernels add to a dk: where they leave most keys alone. They divide it by scale."""
+    """Whether the kernels add to a dk, which they divide by scale: where few keys have columns."""
     options = call.options
     return call.backend == "triton" and options.over == "columns" and 1e-6 < options.scale < 1e6
 
