@@ -76,9 +76,17 @@ def attention_map(
     Source: KLAL (arXiv 2511.12738), equations (K1)-(K2); GUI-AIMA (arXiv 2511.00810) for head
         weights.
     """
-    options = {"over": over, "allowed": allowed, "lse": lse, "head_weight": head_weight}
-    options |= {"scale": scale, "softcap": softcap, "backend": backend}
-    return _result(asked_map(q, k, rows, columns, **options))
+    call = asked_map(
+        *(q, k, rows, columns),
+        over=over,
+        allowed=allowed,
+        lse=lse,
+        head_weight=head_weight,
+        scale=scale,
+        softcap=softcap,
+        backend=backend,
+    )
+    return _result(call)
 
 
 def asked_map(
@@ -180,9 +188,18 @@ def attention_kl(
 
     Source: KLAL (arXiv 2511.12738), equations (K1)-(K3).
     """
-    options = {"over": over, "heads": heads, "allowed": allowed, "lse": lse, "scale": scale}
-    options |= {"head_weight": head_weight, "softcap": softcap, "backend": backend}
-    return _result(asked_kl(q, k, target, rows, columns, **options))
+    call = asked_kl(
+        *(q, k, target, rows, columns),
+        over=over,
+        heads=heads,
+        allowed=allowed,
+        lse=lse,
+        head_weight=head_weight,
+        scale=scale,
+        softcap=softcap,
+        backend=backend,
+    )
+    return _result(call)
 
 
 def asked_kl(
@@ -305,8 +322,8 @@ def _checked(
     if lse is not None:
         wide = accumulation_dtype(q.dtype)
         checks.tensor("lse", lse, "N Hq", sizes, dtype=wide, device=q.device)
-        wanted = "an lse without gradient with over='columns', which does not use it"
-        checks.require(over == "visible" or not lse_grad, "lse", wanted, "one that requires grad")
+        without = "an lse without gradient with over='columns', which does not use it"
+        checks.require(over == "visible" or not lse_grad, "lse", without, "one that requires grad")
     if kind == CONTRIBUTION:
         checks.tensor("v", v, "B Hkv S Dv", sizes, **alike)
         checks.tensor("g", g, "N Hq Dv", sizes, **alike)

@@ -63,8 +63,16 @@ def side_attention(
 
     Source: SMAM (CVPR 2026), equation (S1).
     """
-    options = {"allowed": allowed, "lse": lse, "scale": scale, "softcap": softcap}
-    return SideAttention(*together.run([asked(q, k, v, rows, **options, backend=backend)])[0])
+    call = asked(
+        *(q, k, v, rows),
+        allowed=allowed,
+        lse=lse,
+        scale=scale,
+        softcap=softcap,
+        backend=backend,
+    )
+    ((out, statistics),) = together.run([call])
+    return SideAttention(out, statistics)
 
 
 def asked(
