@@ -162,42 +162,37 @@ def take_beside(
         if not alone:
             query, key, value = (x[:, :, :length] for x in (query, key, value))
         return Beside(query, key, value, key, value, taken)
+    own_key, own_value = key, value
     if alone:
-        q, *rows = _TakeBeside.apply(places, length, query, None, None)
-        tensors = q, key, value, key, value
+        query, *rows = _TakeBeside.apply(places, length, query)
     else:
-        *tensors, rows = _split(_TakeBeside.apply(places, length, query, key, value), 5)
-    return Beside(*tensors, dict(zip(places.selections, rows, strict=True)))
-
-
-def _split(results: tuple, count: int) -> tuple:
-    """The first results, and a list of the others."""
-    return *results[:count], results[count:]
+        found = _TakeBeside.apply(places, length, query, key, value)
+        query, key, value, own_key, own_value, *rows = found
+    taken = dict(zip(places.selections, rows, strict=True))
+    return Beside(query, key, value, own_key, own_value, taken)
 
 
 class _TakeBeside(Function):
     @staticmethod
-    def forward(ctx: Any, places: Places, length: int, *tensors: Tensor | None):
+    def forward(ctx: Any, places: Places, length: int, *tensors: Tensor):
+        """Of the queries or, to cut off side tokens, of the queries, keys and values."""
         ctx.set_materialize_grads(False)
-        ctx.places = places
-        query, key, value = tensors
-        if key is None:
-            first = [query.view_as(query)]
+        ctx.places, ctx.count = places, len(tensors)
+        if len(tensors) == 1:
+            first = [tensors[0].view_as(tensors[0])]
         else:
             q, k, v = [x.narrow(2, 0, length) for x in tensors]
             first = [q, k, v, k.view_as(k), v.view_as(v)]
-            fixed = [[k, first[3]], [v, first[4]]]
-            fixed = [of for x, of in zip((key, value), fixed, strict=True) if not x.requires_grad]
-            ctx.mark_non_differentiable(*[y for of in fixed for y in of])
+            pairs = zip((*tensors, *tensors[1:]), first, strict=True)
+            ctx.mark_non_differentiable(*[y for x, y in pairs if not x.requires_grad])
         ctx.shape = first[0].shape
-        return *first, *places.take(query)
+        return *first, *places.take(tensors[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None):
-        places, alone = ctx.places, len(gradients) == 1 + len(ctx.places.sizes)
-        dq, *others = gradients[: 1 if alone else 5]
-        dk, dv, own_dk, own_dv = others or (None,) * 4
-        of_rows = gradients[len(others) + 1 :]
+        places, others = ctx.places, 0 if ctx.count == 1 else 4
+        dq, (dk, dv, own_dk, own_dv) = gradients[0], gradients[1 : others + 1] or (None,) * 4
+        of_rows = gradients[others + 1 :]
         plain = not torch.is_grad_enabled() and is_direct(gradients)
         if plain and places.join is not None:
             with in_body(next(x for x in gradients if x is not None).device):
@@ -210,7 +205,8 @@ class _TakeBeside(Function):
             whole = [None if x is None else places.whole(x) for x in sums]
             if rows is not None:
                 whole[0] = places.add(whole[0], rows)
-        return None, None, *[None if x is None else x.transpose(1, 2) for x in whole]
+        found = [None if x is None else x.transpose(1, 2) for x in whole]
+        return None, None, *found[: ctx.count]
 
 
 def _rows(gradients: Sequence[Tensor | None], places: Places, shape: torch.Size) -> Tensor | None:

@@ -148,8 +148,12 @@ class _Together(Function):
         return None, dk, dv, *gradients
 
 
-def added(found: Tensor | None, before: Tensor | None) -> Tensor | None:
-    """The sum of two gradients of one tensor; `before` belongs to us and may be written to."""
+def added(found: Tensor | None, before: Tensor | None, *, ours: bool = True) -> Tensor | None:
+    """The sum of two gradients of one tensor.
+
+    Args:
+        ours: `before` is written to; not where gradients are batched or differentiated again.
+    """
     if found is None or before is None:
         return before if found is None else found
-    return found + before if torch.is_grad_enabled() else before.add_(found)
+    return before.add_(found) if ours else found + before

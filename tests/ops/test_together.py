@@ -146,6 +146,16 @@ def test_batched_and_double_gradients_take_the_ops() -> None:
         one = torch.autograd.grad(found, leaves, [y[i] for y in many], retain_graph=True)
         for batched, single in zip(got, one, strict=True):
             torch.testing.assert_close(batched[i], single, rtol=1e-6, atol=1e-6)
+    # Only one of them has batched gradients: the others' are not written to.
+    mixed = [many[0], *[y[0] for y in many[1:]]]
+
+    def of_one(above: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(found, leaves, [above, *mixed[1:]], retain_graph=True)
+
+    got = torch.func.vmap(of_one)(mixed[0])
+    for i in range(2):
+        for batched, single in zip(got, of_one(mixed[0][i]), strict=True):
+            torch.testing.assert_close(batched[i], single, rtol=1e-6, atol=1e-6)
     slopes = torch.autograd.grad([y.sum() for y in found], leaves, create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula"):
         sum(slope.square().sum() for slope in slopes).backward()

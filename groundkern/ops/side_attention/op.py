@@ -145,4 +145,5 @@ def dispatched_backward(above, inputs: Inputs, saved, call: Call, dk, dv):
     upstream = _upstream(*above, outputs, call)
     inputs = inputs._replace(lse=None)
     dq, *found = side_attention_backward(*upstream, *inputs, *outputs, *call.flat)
-    return dq, together.added(found[0], dk), together.added(found[1], dv), None
+    sums = (together.added(x, y, ours=False) for x, y in zip(found, (dk, dv), strict=True))
+    return dq, *sums, None
