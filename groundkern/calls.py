@@ -29,14 +29,24 @@ class Call:
         plan: the backend's, or the one that says that there is none.
         options: of the op.
         backend: the one that was chosen.
+        whole: nothing of what a forward leaves for its backward is left unwritten, because torch
+            compares what an op returns.
     """
 
-    def __init__(self, selection: Selection, plan: tuple, options: tuple, backend: str) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        plan: tuple,
+        options: tuple,
+        backend: str,
+        *,
+        whole: bool = False,
+    ) -> None:
         self.selection, self.plan = selection.contiguous(), plan
-        self.options, self.backend = options, backend
+        self.options, self.backend, self.whole = options, backend, whole
         self.prepared: dict[Hashable, Any] = {}  # what all layers share, and nothing writes to
         self._read = [x for x in selection if x is not None]
-        self._versions = versions(self._read)
+        self._versions = None if torch.compiler.is_compiling() else versions(self._read)
 
     @property
     def flat(self) -> tuple:

@@ -90,7 +90,7 @@ def saved(outputs: Outputs) -> tuple[Tensor, Tensor]:
 )
 @op_body(Inputs, Selection, MapPlan, Options)
 def attention_map(inputs, *others) -> Outputs:
-    call = Call(*others)
+    call = Call(*others, whole=True)
     return tuple(kernels(call.backend).forward(inputs, call))
 
 

@@ -159,7 +159,7 @@ def _add_head(
 @kernel
 def _map_kernel(
     x,  # `Maps`
-    map_ptr,  # fp32 [N, C], zeros: the map, or for KL_MEAN log P - log M
+    map_ptr,  # fp32 [N, C]: the map, among zeros, or log P - log M of KL_MEAN
     kl_ptr,  # fp32 [N] or None
     part_ptr,  # fp32 [splits, N], of KL_MEAN
     counters_ptr,  # int32, zeros

@@ -133,7 +133,7 @@ class _Launch:
         group, self.columns = heads // kv_heads, call.selection.columns.shape[1]
         parts = -(-group // self.plan.lanes)  # of a KV head's query heads, `lanes` at a time
         self.device, self.heads, self.virtual_heads = q.device, heads, kv_heads * parts
-        self.kind, self.lse_grad = options.kind, options.lse_grad
+        self.kind, self.lse_grad, self.whole = options.kind, options.lse_grad, call.whole
         # Whether the normaliser is over all visible keys, and whether its gradient reaches them.
         self.visible = options.over == "visible"
         self.reached = self.visible and not options.lse_grad
@@ -215,7 +215,8 @@ class _Launch:
         """[N, C] the map, the contributions, or for KL_MEAN log P - log M of own columns; and then
         the KL [N]."""
         q, mean, grid = inputs.q, self.kind == KL_MEAN, self.map_grid
-        new = q.new_empty if mean else q.new_zeros  # what is not own is not read
+        # Of log P - log M nothing is read but what is own.
+        new = q.new_empty if mean and not self.whole else q.new_zeros
         out = new((self.rows, self.columns), dtype=torch.float32)
         kl = q.new_empty(self.rows, dtype=torch.float32) if mean else None
         shape = (self.rows,) if mean else None
