@@ -69,8 +69,9 @@ def unsupported(inputs: Inputs) -> str | None:
 def _tile(inputs: Inputs, options: Options) -> Tile:
     """The row of the table that serves a call."""
     q, k, v = inputs[:3]
-    # Sums of both widths are held at a time, and with a softcap slopes of scores.
-    held = [x.shape[-1] for x in (q, v, q if options.softcap else None) if x is not None]
+    # Sums of both widths are held at a time, and with a softcap slopes of scores. As plain numbers:
+    # torch.compile would reason for minutes about powers of two of symbolic ones.
+    held = [int(x.shape[-1]) for x in (q, v, q if options.softcap else None) if x is not None]
     odd = any(dim % 16 for dim in held)
     total = max(tiles.padded(sum(map(tiles.padded, held))), 256 if options.softcap else 0)
     dims = [min(total, 512) - odd]
