@@ -22,6 +22,7 @@ from torch.autograd import Function
 from groundkern import backends
 from groundkern.calls import is_direct
 from groundkern.op_body import in_body
+from groundkern.together import added
 
 
 class Selected(Protocol):
@@ -201,7 +202,7 @@ class _TakeBeside(Function):
             rows = _rows(of_rows, places, ctx.shape)
             if dq is None and rows is not None:
                 dq = rows.new_zeros(ctx.shape)
-            sums = dq, _sum(dk, own_dk), _sum(dv, own_dv)
+            sums = dq, added(own_dk, dk, ours=False), added(own_dv, dv, ours=False)
             whole = [None if x is None else places.whole(x) for x in sums]
             if rows is not None:
                 whole[0] = places.add(whole[0], rows)
@@ -216,9 +217,3 @@ def _rows(gradients: Sequence[Tensor | None], places: Places, shape: torch.Size)
     like = next(x for x in gradients if x is not None)
     sizes = zip(gradients, places.sizes, strict=True)
     return torch.cat([like.new_zeros(n, shape[1], shape[3]) if x is None else x for x, n in sizes])
-
-
-def _sum(x: Tensor | None, y: Tensor | None) -> Tensor | None:
-    if x is None or y is None:
-        return y if x is None else x
-    return x + y

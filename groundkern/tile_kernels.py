@@ -20,10 +20,6 @@ class Heads(NamedTuple):
     n: int  # strides
     h: int
 
-    @classmethod
-    def of(cls, x: Tensor) -> "Heads":
-        return cls(x, *x.stride()[:2])
-
 
 class Keys(NamedTuple):
     """A tensor [B, H, S, D] as kernels take it, D contiguous."""
@@ -32,10 +28,6 @@ class Keys(NamedTuple):
     b: int  # strides
     h: int
     s: int
-
-    @classmethod
-    def of(cls, x: Tensor) -> "Keys":
-        return cls(x, *x.stride()[:3])
 
 
 @helper

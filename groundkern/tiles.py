@@ -203,10 +203,10 @@ def padded(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
-@cache
-def _needed(dim: int) -> int:
-    """`padded`, which Triton makes slow to call from the host."""
-    return padded(dim)
+def width(dim: int) -> int:
+    """`padded`, at most 512, for the host: Triton makes that slow to call there, and torch.compile
+    takes minutes over a power of two of a size that it does not know."""
+    return next((size for size in (16, 32, 64, 128, 256) if dim <= size), 512)
 
 
 def tile_key(table: dict[tuple, Tile], kind: tuple, dims: Sequence[int], packed: int) -> tuple:
@@ -220,7 +220,7 @@ def tile_key(table: dict[tuple, Tile], kind: tuple, dims: Sequence[int], packed:
         dims: the call's head dimensions.
         packed: query rows times query heads of one KV head: what row tiles are cut from.
     """
-    need = max(map(_needed, dims)) - any(dim != _needed(dim) for dim in dims)
+    need = max(map(width, dims)) - any(dim != width(dim) for dim in dims)
     at = len(kind)
     dim = min(key[at] for key in table if key[:at] == kind and key[at] >= need)
     buckets = [key[-1] for key in table if key[:-1] == (*kind, dim) and key[-1] >= packed]

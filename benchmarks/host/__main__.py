@@ -2,9 +2,9 @@
 
 A small Qwen2.5-VL of attention layers runs forward and backward with and without `gk_` inputs, on
 one thread, and nothing is launched (stand_in.py). The least time of each layer over many rounds,
-the median over layers, less that of the same model without `gk_` inputs, is what a layer pays. The
-breakdown comes from rounds of its own: calls and microseconds of named functions, without the named
-ones that they call.
+the median over layers, less that of the same model without `gk_` inputs, is what a layer pays. How
+many of torch's operators it calls for that comes from a profile. The breakdown comes from rounds of
+its own: calls and microseconds of named functions, without the named ones that they call.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from benchmarks.host import layers
 from benchmarks.host.breakdown import breakdown
 from benchmarks.host.layers import WARM
+from benchmarks.host.operators import operators
 from benchmarks.host.stand_in import stand_in
 from benchmarks.timing import machine
 from groundkern.hf import Klal, Smam
@@ -62,6 +63,8 @@ def main() -> None:
             (forward, backward), plain = added(terms, args.rounds)
             print(f"{name}: {forward:.0f} us a layer forward, {backward:.0f} backward")
             print(f"  beside {plain[0]:.0f} and {plain[1]:.0f} us of attention alone")
+            more, alone = operators(terms)
+            print(f"  {more:.0f} of torch's operators, beside {alone:.0f} of attention alone")
             for line in breakdown(DEPTH, terms, args.rounds):
                 print(f"  {line}")
 

@@ -24,7 +24,7 @@ def _named() -> Iterator[tuple[str, object, str]]:
     """(name, owner, attribute) of what is timed."""
     yield "lse: Watch.lse", Watch, "lse"
     yield "wrapper: rows taken", taken.Places, "take"
-    yield "wrapper: gradients joined", taken_kernels, "join"  # before layers take it
+    yield "wrapper: gradients joined", taken_kernels, "join"
     yield "wrapper: side rows", layer.SideRows, "ask"
     yield "wrapper: map loss", readings.MapLoss, "read"
     yield "wrapper: own columns", readings.MapRows, "own"

@@ -101,13 +101,11 @@ class SideRows:
         return self.allowed
 
     def attend(self, layer: Layer) -> Tensor:
-        """[B, R, Hq, Dv] of the side tokens that are here."""
-        if self.split is not None:
-            return self.attend_split(layer)
+        """[B, R, Hq, Dv] of the side tokens of whole sequences."""
         return self.attended(layer, *asked.run([self.ask(layer)])[0])
 
     def attend_split(self, layer: Layer) -> Tensor:
-        """The same where keys are on several ranks."""
+        """[B, R, Hq, Dv] of those that are here, where keys are on several ranks."""
         rows, own = self.rows, self.rows.sharded(layer.window)
         options = {**layer.options, "allowed": self.allowed}
         out = parallel.side_attention(layer.queries(rows), layer.k, layer.v, own, **options).out

@@ -76,36 +76,8 @@ def attention_map(
     Source: KLAL (arXiv 2511.12738), equations (K1)-(K2); GUI-AIMA (arXiv 2511.00810) for head
         weights.
     """
-    call = asked_map(
-        *(q, k, rows, columns),
-        over=over,
-        allowed=allowed,
-        lse=lse,
-        head_weight=head_weight,
-        scale=scale,
-        softcap=softcap,
-        backend=backend,
-    )
-    return _result(call)
-
-
-def asked_map(
-    q: Tensor,
-    k: Tensor,
-    rows: QueryRows,
-    columns: Tensor,
-    *,
-    over: Over,
-    allowed: KeySets | None = None,
-    lse: Tensor | None = None,
-    head_weight: Tensor | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    backend: str = "auto",
-) -> Asked:
-    """A call of `attention_map`, checked and ready to run."""
-    given = Inputs(*autocast(q, k), None, None, head_weight, None, lse)
-    return _asked(MAP, given, rows, columns, allowed, _Wanted(over, scale, softcap, backend))
+    wanted = Wanted(over, scale, softcap, backend)
+    return _result(asked_map(q, k, rows, columns, allowed, lse, head_weight, wanted))
 
 
 def attention_contribution(
@@ -145,7 +117,7 @@ def attention_contribution(
     Source: equation (C1) (Ferrando et al.; GradCAM as in arXiv 2412.08110).
     """
     given = Inputs(*autocast(q, k, v, g), None, None, lse)
-    wanted = _Wanted(over, scale, softcap, backend, rectify)
+    wanted = Wanted(over, scale, softcap, backend, rectify)
     return _result(_asked(CONTRIBUTION, given, rows, columns, allowed, wanted))
 
 
@@ -188,18 +160,34 @@ def attention_kl(
 
     Source: KLAL (arXiv 2511.12738), equations (K1)-(K3).
     """
-    call = asked_kl(
-        *(q, k, target, rows, columns),
-        over=over,
-        heads=heads,
-        allowed=allowed,
-        lse=lse,
-        head_weight=head_weight,
-        scale=scale,
-        softcap=softcap,
-        backend=backend,
-    )
-    return _result(call)
+    wanted = Wanted(over, scale, softcap, backend)
+    asked = asked_kl(q, k, target, rows, columns, heads, allowed, lse, head_weight, wanted)
+    return _result(asked)
+
+
+class Wanted(NamedTuple):
+    """Options as the caller gives them."""
+
+    over: Over
+    scale: float | None = None
+    softcap: float | None = None
+    backend: str = "auto"
+    rectify: bool = False
+
+
+def asked_map(
+    q: Tensor,
+    k: Tensor,
+    rows: QueryRows,
+    columns: Tensor,
+    allowed: KeySets | None,
+    lse: Tensor | None,
+    head_weight: Tensor | None,
+    wanted: Wanted,
+) -> Asked:
+    """A call of `attention_map`, checked and ready to run."""
+    given = Inputs(*autocast(q, k), None, None, head_weight, None, lse)
+    return _asked(MAP, given, rows, columns, allowed, wanted)
 
 
 def asked_kl(
@@ -208,32 +196,18 @@ def asked_kl(
     target: Tensor,
     rows: QueryRows,
     columns: Tensor,
-    *,
-    over: Over,
-    heads: Literal["mean", "each"] = "mean",
-    allowed: KeySets | None = None,
-    lse: Tensor | None = None,
-    head_weight: Tensor | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    backend: str = "auto",
+    heads: Literal["mean", "each"],
+    allowed: KeySets | None,
+    lse: Tensor | None,
+    head_weight: Tensor | None,
+    wanted: Wanted,
 ) -> Asked:
     """A call of `attention_kl`, checked and ready to run."""
     if heads not in ("mean", "each"):
         checks.fail("heads", "'mean' or 'each'", repr(heads))
-    kind = KL_MEAN if heads == "mean" else KL_EACH
     given = Inputs(*autocast(q, k), None, None, head_weight, target, lse)
-    return _asked(kind, given, rows, columns, allowed, _Wanted(over, scale, softcap, backend))
-
-
-class _Wanted(NamedTuple):
-    """Options as the caller gave them."""
-
-    over: Over
-    scale: float | None
-    softcap: float | None
-    backend: str
-    rectify: bool = False
+    kind = KL_MEAN if heads == "mean" else KL_EACH
+    return _asked(kind, given, rows, columns, allowed, wanted)
 
 
 def _result(asked: Asked) -> Tensor:
@@ -247,7 +221,7 @@ def _asked(
     rows: QueryRows,
     columns: Tensor,
     allowed: KeySets | None,
-    wanted: _Wanted,
+    wanted: Wanted,
 ) -> Asked:
     """The op, of inputs as the caller gave them: a target that requires grad, a head weight of any
     of its shapes, an lse that is not used."""
@@ -302,7 +276,7 @@ def _checked(
     rows: QueryRows,
     columns: Tensor,
     allowed: KeySets | None,
-    wanted: _Wanted,
+    wanted: Wanted,
     lse_grad: bool,
 ) -> int:
     """D of a call, which is refused if its arguments do not agree."""

@@ -66,12 +66,6 @@ def unsupported(inputs: Inputs) -> str | None:
     return tiles.unsupported(inputs.q, inputs.k, inputs.v)
 
 
-def _width(dim: int) -> int:
-    """`tiles.padded`, at most 512, by comparisons: torch.compile takes minutes over a power of two
-    of a size that it does not know."""
-    return next((size for size in (16, 32, 64, 128, 256) if dim <= size), 512)
-
-
 def _tile(inputs: Inputs, options: Options) -> Tile:
     """The row of the table that serves a call."""
     q, k, v = inputs[:3]
@@ -79,7 +73,7 @@ def _tile(inputs: Inputs, options: Options) -> Tile:
     # torch.compile would reason for minutes about powers of two of symbolic ones.
     held = [x.shape[-1] for x in (q, v, q if options.softcap else None) if x is not None]
     odd = any(dim % 16 != 0 for dim in held)
-    dims = [max(_width(sum(map(_width, held))), 256 if options.softcap else 0) - odd]
+    dims = [max(tiles.width(sum(map(tiles.width, held))), 256 if options.softcap else 0) - odd]
     packed = q.shape[0] * (q.shape[1] // k.shape[1])
     table = SMALL_TILES if tiles.small(q.device) else TILES
     return table[tiles.tile_key(table, (q.dtype == torch.float32,), dims, packed)]

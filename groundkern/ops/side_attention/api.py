@@ -63,16 +63,17 @@ def side_attention(
 
     Source: SMAM (CVPR 2026), equation (S1).
     """
-    call = asked(
-        *(q, k, v, rows),
-        allowed=allowed,
-        lse=lse,
-        scale=scale,
-        softcap=softcap,
-        backend=backend,
-    )
+    call = asked(q, k, v, rows, allowed, lse, Wanted(scale, softcap, backend))
     ((out, statistics),) = together.run([call])
     return SideAttention(out, statistics)
+
+
+class Wanted(NamedTuple):
+    """Options as the caller gives them."""
+
+    scale: float | None = None
+    softcap: float | None = None
+    backend: str = "auto"
 
 
 def asked(
@@ -80,15 +81,12 @@ def asked(
     k: Tensor,
     v: Tensor,
     rows: QueryRows,
-    *,
-    allowed: KeySets | None = None,
-    lse: Tensor | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    backend: str = "auto",
+    allowed: KeySets | None,
+    lse: Tensor | None,
+    wanted: Wanted,
 ) -> Asked:
     """A call of `side_attention`, checked and ready to run."""
-    q, k, v = autocast(q, k, v)
+    (q, k, v), (scale, softcap, backend) = autocast(q, k, v), wanted
     inputs = Inputs(q, k, v, lse if lse is None else lse.detach())
 
     def make() -> Call:
@@ -99,8 +97,7 @@ def asked(
         name = backends.choose(backend, q.device, lambda b: op.kernels(b).unsupported(inputs))
         return op.call(name, inputs, rows, allowed, found)
 
-    options = ("side_attention", scale, softcap, backend)
-    call, direct = called(rows, (allowed,), inputs, options, make)
+    call, direct = called(rows, (allowed,), inputs, ("side_attention", wanted), make)
     return Asked(op, call, inputs, direct)
 
 
