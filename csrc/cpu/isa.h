@@ -19,6 +19,12 @@ constexpr int64_t HALF = LANES / 2;
 inline int64_t padded(int64_t size) { return (size + LANES - 1) / LANES * LANES; }
 inline int64_t whole_tiles(int64_t rows) { return (rows + TALLEST - 1) / TALLEST * TALLEST; }
 
+// Memory that a later product reads: `rows` rows of `bytes`, `stride` bytes from one to the next.
+struct Ahead {
+  const void* data;
+  int64_t rows, bytes, stride;
+};
+
 // C [M, N] = or += A B, or A^T B, with all of them in panels and C in fp32; A may also be stored
 // row by row. K, A_panel and B_panel count units: K is half the inner dimension in bf16, where A is
 // plain and A^T and B are paired. M is a multiple of TALLEST, N of HALF.
@@ -31,6 +37,7 @@ struct Product {
   float* C;
   int64_t C_panel;
   bool add;
+  Ahead ahead;  // brought into the second cache meanwhile
 };
 
 struct Multiply {

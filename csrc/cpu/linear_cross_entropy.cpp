@@ -149,12 +149,15 @@ struct Forward : Head<T> {
       float* const kept = op.saved.scores + Base::place(b, panel);
       return isa.lane_rows.write(scores, own ? padded(count) : count, Base::stride, kept);
     }
+    T* const logits = Base::logits(b, panel);
     if (op.options.softcap > 0.0f) {
       isa.capped_exponentials(scores, padded(count), norm, Base::cap, sum);
+    } else if (own && PER_UNIT == 2) {
+      return isa.exponentials_bfloat16(scores, padded(count), norm, sum,
+                                       reinterpret_cast<uint32_t*>(logits));
     } else {
       isa.exponentials(scores, padded(count), norm, sum, scores);
     }
-    T* const logits = Base::logits(b, panel);
     if (own) {
       Base::pair(b, scores, logits);
     } else {

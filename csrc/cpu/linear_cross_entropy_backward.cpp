@@ -20,11 +20,10 @@ struct Tile {
 
 // The tiles of dhidden: as large as possible, with at least one for every thread.
 struct Tiles {
-  int64_t N, D, rows = 512, columns = 512, down, count;
+  int64_t N, D, rows = 512, columns = 256, down, count;
 
   Tiles(int64_t N, int64_t D, int threads) : N(N), D(D) {
     cut();
-    while (count < threads && columns > 256) columns /= 2, cut();
     while (count < threads && rows > 64) rows /= 2, cut();
     while (count < threads && columns > 64) columns /= 2, cut();
   }
@@ -267,9 +266,15 @@ struct Backward : Head<T> {
           put_paired(upper, lower, tile.columns, DEPTH, i, B);
         }
       }
+      Ahead next{};
+      if (k + DEPTH < V) {
+        next = {op.inputs.weight.template row<T>(k + DEPTH, tile.d), std::min(DEPTH, V - k - DEPTH),
+                tile.columns * static_cast<int64_t>(sizeof(T)),
+                op.inputs.weight.stride[0] * static_cast<int64_t>(sizeof(T))};
+      }
       products.transposed(tile.tall(), padded(tile.columns), depth,
                           {paired(k / ENTRIES, tile.n / LANES), slice}, {B, DEPTH},
-                          {C, tile.tall()}, k > 0);
+                          {C, tile.tall()}, k > 0, next);
     }
   }
 };
