@@ -82,6 +82,7 @@ inline float16 from_float<float16>(float x) {
 }
 
 constexpr double GRAIN = 1 << 20;  // multiply-adds that are worth waking one thread
+constexpr double COPY = 32;        // multiply-adds that take as long as an element's copy
 
 // The number of threads for a loop of `count` items that together take `work` multiply-adds.
 inline int useful_threads(int64_t count, double work, int threads) {

@@ -55,11 +55,13 @@ void Kernel<T, X>::gather(Sequence& sequence, bool backward) const {
   sequence.v = Buffer<X>(Hkv * v_size);
   if (narrow && backward) sequence.k_paired = Buffer<X>(Hkv * k_size);
   if (narrow && backward) sequence.v_paired = Buffer<X>(Hkv * v_size);
-  const int workers = threads(Hkv * parts, static_cast<double>(Hkv) * (k_size + v_size));
+  const int workers = threads(Hkv * parts, COPY * static_cast<double>(Hkv) * (k_size + v_size));
   const auto is_column = [&](int64_t u) { return sequence.column[u] != 0; };
   parallel_for(Hkv * parts, workers, [&](int64_t item, int) {
     const int64_t b = sequence.b, h = item / parts, from = item % parts * PART;
-    gather_plain<X, T>(of, op.inputs.k, b, h, from, every_key, sequence.k.data() + h * k_size);
+    if (in_place<X, T>(of, op.inputs.k, b, h, from) == nullptr) {
+      gather_plain<X, T>(of, op.inputs.k, b, h, from, every_key, sequence.k.data() + h * k_size);
+    }
     if (contributes) {
       gather_plain<X, T>(of, op.inputs.v, b, h, from, is_column, sequence.v.data() + h * v_size);
     }
@@ -123,7 +125,8 @@ void Kernel<T, X>::score_panel(const Sequence& sequence, State& state, int64_t h
   float* const s = state.scores.data() + at * U * LANES;
   float* const norm = state.norm.data() + at * LANES;
   lay_transposed<X, T>(block, op.inputs.q, head * group, panel, q);
-  products.plain(U, LANES, D, {sequence.k.data() + head * U * padded(D), U}, {q, D}, {s, U}, false);
+  multiply_keys<X, T>(products, sequence.of, op.inputs.k, sequence.b, head,
+                      sequence.k.data() + head * U * padded(D), q, s);
   if (contributes) {
     X* const g = reinterpret_cast<X*>(scratch + panel_floats<X>(D + 1, LANES));  // [Dv, LANES]
     lay_transposed<X, T>(block, op.inputs.g, head * group, panel, g);

@@ -45,6 +45,39 @@ void gather_paired(const SequenceRows& of, const Tensor<4>& x, int64_t b, int64_
 
 inline bool every_key(int64_t) { return true; }
 
+// The used keys [from, from + PART) of x [B, H, S, width], if they lie next to each other and a
+// product can read them where they are; else null. In fp32 always null: reading rows is slower than
+// panels there, and the backward needs the copy.
+template <class X, class T>
+const X* in_place(const SequenceRows& of, const Tensor<4>& x, int64_t b, int64_t h, int64_t from) {
+  if constexpr (std::is_same_v<X, T> && sizeof(X) == 2) {
+    const int64_t last = from + PART - 1, width = x.size[3];
+    const bool whole = last < static_cast<int64_t>(of.keys.size());
+    if (whole && of.keys[last] - of.keys[from] == PART - 1 && width % Products<X>::PER_UNIT == 0) {
+      return x.template row<T>(b, h, int64_t{of.keys[from]});
+    }
+  }
+  return nullptr;
+}
+
+// C [U, LANES] = the used keys of x, times rows [width, LANES]. Keys that are not in place are read
+// from `gathered`, by gather_plain.
+template <class X, class T>
+void multiply_keys(const Products<X>& products, const SequenceRows& of, const Tensor<4>& x,
+                   int64_t b, int64_t h, const X* gathered, const X* rows, float* C) {
+  const int64_t width = x.size[3];
+  for (int64_t from = 0; from < of.U; from += PART) {
+    const int64_t M = std::min(PART, of.U - from);
+    const Panels<float> to{C + from * LANES, of.U};
+    const X* const keys = in_place<X, T>(of, x, b, h, from);
+    if (keys != nullptr) {
+      products.rows(M, LANES, width, keys, x.stride[2], {rows, width}, to);
+    } else {
+      products.plain(M, LANES, width, {gathered + from * LANES, of.U}, {rows, width}, to, false);
+    }
+  }
+}
+
 // One panel of x [N, Hq, width], of a block's rows and one group of heads: lay_transposed packs it
 // as its transpose [width, LANES], lay_paired as its part of the paired panels [m, width]. Rows
 // that use no key are zeros, because a NaN in them would spread through sums over rows.

@@ -53,8 +53,8 @@ struct Kernel {
   }
 
   void forward(const Results& to) const;
-  void forward_panel(const Block& block, int64_t head, int64_t panel, const X* k, const X* v,
-                     const Results& to, float* scratch) const;
+  void forward_panel(const Block& block, int64_t b, int64_t head, int64_t panel, const X* k,
+                     const X* v, const Results& to, float* scratch) const;
   int64_t forward_scratch(int64_t U) const {
     return panel_floats<X>(D + 1, LANES) + U * LANES + panel_floats<X>(U, LANES) +
            padded(Dv) * LANES;
@@ -108,12 +108,14 @@ void Kernel<T, X>::forward(const Results& to) const {
       const int64_t heads = std::min(batch, Hkv - head);
       parallel_for(heads * parts, workers, [&](int64_t item, int) {
         const int64_t h = item / parts, from = item % parts * PART;
-        gather_plain<X, T>(of, op.inputs.k, b, head + h, from, every_key, k.data() + h * k_size);
+        if (in_place<X, T>(of, op.inputs.k, b, head + h, from) == nullptr) {
+          gather_plain<X, T>(of, op.inputs.k, b, head + h, from, every_key, k.data() + h * k_size);
+        }
         gather_paired<X, T>(of, op.inputs.v, b, head + h, from, every_key, v.data() + h * v_size);
       });
       parallel_for(heads * block.panels, workers, [&](int64_t item, int thread) {
         const int64_t h = item / block.panels;
-        forward_panel(block, head + h, item % block.panels, k.data() + h * k_size,
+        forward_panel(block, b, head + h, item % block.panels, k.data() + h * k_size,
                       v.data() + h * v_size, to, scratch.data() + thread * share);
       });
     }
@@ -121,8 +123,8 @@ void Kernel<T, X>::forward(const Results& to) const {
 }
 
 template <class T, class X>
-void Kernel<T, X>::forward_panel(const Block& block, int64_t head, int64_t panel, const X* k,
-                                 const X* v, const Results& to, float* scratch) const {
+void Kernel<T, X>::forward_panel(const Block& block, int64_t b, int64_t head, int64_t panel,
+                                 const X* k, const X* v, const Results& to, float* scratch) const {
   const int64_t U = block.of.U;
   X* const q = reinterpret_cast<X*>(scratch);                  // [D, LANES]
   float* const s = scratch + panel_floats<X>(D + 1, LANES);    // [U, LANES]
@@ -130,7 +132,7 @@ void Kernel<T, X>::forward_panel(const Block& block, int64_t head, int64_t panel
   float* const o = s + U * LANES + panel_floats<X>(U, LANES);  // [LANES, Dv]
   float shift[LANES], top[LANES], sum[LANES];
   lay_transposed<X, T>(block, op.inputs.q, head * group, panel, q);
-  products.plain(U, LANES, D, {k, U}, {q, D}, {s, U}, false);
+  multiply_keys<X, T>(products, block.of, op.inputs.k, b, head, k, q, s);
   isa.mask_scores(s, U, block.panel_bits(panel), op.options.scale, op.options.softcap, top);
   for (int64_t l = 0; l < LANES; ++l) shift[l] = std::isinf(top[l]) ? 0.0f : top[l];
   if (narrow) {
@@ -210,8 +212,12 @@ void Kernel<T, X>::backward_batch(const Batch& batch, const Upstream& from,
   const Buffer<float> scratch(workers * share);
   parallel_for(heads * parts, workers, [&](int64_t item, int) {
     const int64_t i = item / parts, h = batch.head + i, key = item % parts * PART;
-    gather_plain<X, T>(of, op.inputs.k, b, h, key, every_key, batch.k.data() + i * k_size);
-    gather_plain<X, T>(of, op.inputs.v, b, h, key, every_key, batch.v.data() + i * v_size);
+    if (in_place<X, T>(of, op.inputs.k, b, h, key) == nullptr) {
+      gather_plain<X, T>(of, op.inputs.k, b, h, key, every_key, batch.k.data() + i * k_size);
+    }
+    if (in_place<X, T>(of, op.inputs.v, b, h, key) == nullptr) {
+      gather_plain<X, T>(of, op.inputs.v, b, h, key, every_key, batch.v.data() + i * v_size);
+    }
     if (!narrow) return;
     gather_paired<X, T>(of, op.inputs.k, b, h, key, every_key, batch.k_paired.data() + i * k_size);
   });
@@ -265,8 +271,8 @@ void Kernel<T, X>::backward_panel(const Block& block, const Batch& batch, int64_
     const float norm = *from.lse.row<float>(block.row(i), h);
     shift[l] = std::isinf(norm) ? 0.0f : norm;
   }
-  products.plain(U, LANES, D, {k, U}, {q, D}, {s, U}, false);
-  products.plain(U, LANES, Dv, {v, U}, {d, Dv}, {dp, U}, false);
+  multiply_keys<X, T>(products, block.of, op.inputs.k, batch.b, batch.head + part, k, q, s);
+  multiply_keys<X, T>(products, block.of, op.inputs.v, batch.b, batch.head + part, v, d, dp);
   isa.mask_scores(s, U, block.panel_bits(panel), op.options.scale, op.options.softcap, unused);
   isa.backward_sums(s, dp, U, shift, op.options.softcap, correction, delta);
   for (int64_t l = 0; l < LANES; ++l) {
