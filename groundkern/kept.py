@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 Made = TypeVar("Made")
 Versions = tuple[int, ...]
 MOST = 16  # things that one owner remembers
+MOST_KEYS = 256
 _remembering = True
 
 
@@ -73,6 +75,19 @@ def kept(
     if len(known) > MOST:
         del known[next(iter(known))]
     return entry.made
+
+
+def kept_by(key: Hashable) -> dict:
+    """What is remembered of a key, to be filled: an empty dictionary at first.
+
+    Of the `MOST_KEYS` keys that were used last, and by the process: so it holds no tensors.
+    """
+    return _of_key(key) if _remembering else {}
+
+
+@lru_cache(MOST_KEYS)
+def _of_key(key: Hashable) -> dict:
+    return {}
 
 
 @contextmanager

@@ -1,13 +1,16 @@
 """How Triton kernels are declared and launched: what is specialised, tile tables, splits."""
 
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple, TypeVar
 
 import torch
 import triton
 from torch import Tensor
+
+from groundkern.calls import Call, signature
+from groundkern.kept import kept_by
 
 Inputs = TypeVar("Inputs", bound=tuple)
 Made = TypeVar("Made")
@@ -175,26 +178,39 @@ def rows_contiguous(x: Tensor) -> Tensor:
 
 
 def prepared(
-    known: dict, signed: Hashable, inputs: Inputs, operands: int, make: Callable[[Inputs], Made]
+    call: Call, inputs: Inputs, operands: int, make: Callable[[Call, Inputs], Made]
 ) -> tuple[Made, Inputs]:
-    """What `make` makes of inputs that kernels can read, once for all inputs of a signature, and
-    these inputs: copies only where that signature needs them.
+    """What `make` makes of a call and of inputs that kernels can read, and these inputs: copies
+    only where their signature needs them.
+
+    Made once for all calls that are alike, in this step and in later ones, eager or compiled. So it
+    may keep no tensor: `call` and inputs have those.
 
     Args:
-        known: where it is remembered.
-        signed: what it depends on.
         inputs: a NamedTuple of tensors and None.
         operands: how many of them are read in rows (`rows_contiguous`); the others are contiguous.
     """
+    known = call.once("launches", lambda: _launches_like(call, inputs[0].device))
+    signed = signature(inputs)
     made, copied = known.get(signed, (None, True))
     if copied:
         ready = [None if x is None else rows_contiguous(x) for x in inputs[:operands]]
         ready += [None if x is None else x.contiguous() for x in inputs[operands:]]
         before, inputs = inputs, type(inputs)(*ready)
         if made is None:
-            made = make(inputs)
+            made = make(call, inputs)
             known[signed] = made, any(x is not y for x, y in zip(before, inputs, strict=True))
     return made, inputs
+
+
+def _launches_like(call: Call, device: torch.device) -> dict:
+    """What is known of calls that differ from this one in the numbers of their tensors alone."""
+    sizes = tuple([x for x in call.plan if isinstance(x, int)])
+    of_plan = signature([x for x in call.plan if not isinstance(x, int)])
+    options = type(call.options), call.options, call.whole, sizes
+    return kept_by(
+        (*options, signature(call.selection), of_plan, processors(device), small(device))
+    )
 
 
 @triton.constexpr_function

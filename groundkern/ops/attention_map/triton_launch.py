@@ -1,14 +1,12 @@
 """Tiles, plan, grids and launches of the Triton kernels of attention maps, contributions and their
 KL."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from groundkern import plan_kernels, tiles
 from groundkern.attention_kernels import merge_counters
-from groundkern.calls import Call, signature
+from groundkern.calls import Call
 from groundkern.kept import kept
 from groundkern.map_kernels import Maps
 from groundkern.op_body import zeros_like
@@ -117,21 +115,21 @@ def _target(target: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Launch:
-    """What the kernels are launched with: found once for inputs of a signature.
+    """What the kernels are launched with in calls that are alike (`tiles.prepared`).
 
     Args:
-        call: made for inputs like these.
+        call: one of them.
         inputs: rows contiguous.
     """
 
     def __init__(self, call: Call, inputs: Inputs) -> None:
         q, k, v, g = inputs[:4]
-        self.plan, self.selection, options = call.plan, call.selection, call.options
-        self.launcher, self.scratch, tile = Launcher(), Scratch(), _tile(inputs, options)
+        plan, options = call.plan, call.options
+        self.launcher, tile = Launcher(), _tile(inputs, options)
         self.adding = Launcher(), self.launcher  # of dk that is made, and added to
         (self.rows, heads, dim), (batch, kv_heads, self.keys, _) = q.shape, k.shape
         group, self.columns = heads // kv_heads, call.selection.columns.shape[1]
-        parts = -(-group // self.plan.lanes)  # of a KV head's query heads, `lanes` at a time
+        parts = -(-group // plan.lanes)  # of a KV head's query heads, `lanes` at a time
         self.device, self.heads, self.virtual_heads = q.device, heads, kv_heads * parts
         self.kind, self.lse_grad, self.whole = options.kind, options.lse_grad, call.whole
         # Whether the normaliser is over all visible keys, and whether its gradient reaches them.
@@ -139,10 +137,10 @@ class _Launch:
         self.reached = self.visible and not options.lse_grad
         self.strides = q.stride()[:2], k.stride()[:3]
         self.valued = None if v is None else (g.stride()[:2], v.stride()[:3])
-        sizes = (heads, group, self.plan.lanes, parts, self.columns)
+        sizes = (heads, group, plan.lanes, parts, self.columns)
         self.numbers = (options.scale, options.softcap or None, *sizes)
         dims = {"D": dim, "DV": dim if v is None else v.shape[3]}
-        flags = {"LANES": self.plan.lanes, "KIND": options.kind, "RECTIFY": options.rectify}
+        flags = {"LANES": plan.lanes, "KIND": options.kind, "RECTIFY": options.rectify}
         constants = dims | flags | tile.constants
         self.norm_constants = {"D": dim, "VISIBLE": self.visible} | tile.constants
         several = {"num_stages": tiles.at_most_stages(min(tile.stages, SEVERAL_STAGES))}
@@ -152,7 +150,7 @@ class _Launch:
         self.map_constants, self.sums_constants = constants | of_map, constants | of_keys
         self.dq_constants = constants | {"VISIBLE": self.reached} | of_keys
         self.dkv_constants = constants | {"VISIBLE": self.reached} | several
-        row_tiles, key_tiles = self.plan.tiles.shape[0], -(-self.keys // tile.block_n)
+        row_tiles, key_tiles = plan.tiles.shape[0], -(-self.keys // tile.block_n)
         self.wide_grid = (batch * key_tiles, kv_heads)
 
         def splits(programs: int, most: int) -> int:
@@ -174,20 +172,23 @@ class _Launch:
             valued = Heads(g, *self.valued[0]), Keys(v, *self.valued[1])
         return Heads(q, *of_q), Keys(k, *of_k), *valued
 
-    def maps(self, operands: tuple, *others: Tensor | None, visible: bool = False) -> Maps:
+    def maps(
+        self, call: Call, operands: tuple, *others: Tensor | None, visible: bool = False
+    ) -> Maps:
         """What kernels read.
 
         Args:
+            call: one that is launched like this.
             operands: as above.
             others: norm, weight, target, made, upstream and dnorm.
             visible: over the key tiles of all visible keys, and not of own columns.
         """
-        plan = self.plan
+        plan = call.plan
         tiles_of = (plan.visible_tiles, None) if visible else (plan.tiles, plan.key_tiles)
-        return Maps(*operands, self.selection, *tiles_of, plan.place, *others, *self.numbers)
+        return Maps(*operands, call.selection, *tiles_of, plan.place, *others, *self.numbers)
 
     def parts(
-        self, name: str, grid: tuple[int, ...], counters: int, *shapes: tuple | None
+        self, call: Call, name: str, grid: tuple[int, ...], counters: int, *shapes: tuple | None
     ) -> tuple:
         """What the splits of a launch leave of each shape, nothing if there is one, and the
         counters of their merge."""
@@ -198,20 +199,22 @@ class _Launch:
             found = [None if x is None else torch.empty((splits, *x), **kept) for x in shapes]
             return *found, tiles.arrival_counters(self.device, counters)
 
-        return self.scratch(name, self.device, make)
+        return call.once("scratch", Scratch)(name, self.device, make)
 
-    def norm(self, inputs: Inputs) -> Tensor:
+    def norm(self, call: Call, inputs: Inputs) -> Tensor:
         """[N, Hq]: log-sum-exp over all visible keys or over own columns; 0 if there are none."""
         grid, shape = self.grids[self.visible], (self.rows, self.heads)
         operands = (*self.operands(inputs)[:2], None, None)
-        x = self.maps(operands, *[None] * 6, visible=self.visible)  # one variant for all kinds
+        x = self.maps(
+            call, operands, *[None] * 6, visible=self.visible
+        )  # one variant for all kinds
         norm = inputs.q.new_empty(shape, dtype=torch.float32)
-        part, counters = self.parts("norm", grid, grid[0] * grid[1], shape)
+        part, counters = self.parts(call, "norm", grid, grid[0] * grid[1], shape)
         arguments = (x, part, norm, counters, self.rows, self.keys)
         self.launcher(kernels._norm_kernel, grid, arguments, self.norm_constants)
         return norm
 
-    def map(self, inputs: Inputs, norm: Tensor, target: Tensor | None) -> tuple:
+    def map(self, call: Call, inputs: Inputs, norm: Tensor, target: Tensor | None) -> tuple:
         """[N, C] the map, the contributions, or for KL_MEAN log P - log M of own columns; and then
         the KL [N]."""
         q, mean, grid = inputs.q, self.kind == KL_MEAN, self.map_grid
@@ -220,15 +223,16 @@ class _Launch:
         out = new((self.rows, self.columns), dtype=torch.float32)
         kl = q.new_empty(self.rows, dtype=torch.float32) if mean else None
         shape = (self.rows,) if mean else None
-        part, counters = self.parts("map", grid, grid[0], shape)
+        part, counters = self.parts(call, "map", grid, grid[0], shape)
         weight = inputs.head_weight
-        x = self.maps(self.operands(inputs), norm, weight, target, None, None, None)
+        x = self.maps(call, self.operands(inputs), norm, weight, target, None, None, None)
         arguments = (x, out, kl, part, counters, self.rows, self.keys, self.virtual_heads)
         self.launcher(kernels._map_kernel, grid, arguments, self.map_constants)
         return out, kl
 
     def sums(
         self,
+        call: Call,
         inputs: Inputs,
         norm: Tensor,
         target: Tensor | None,
@@ -240,15 +244,16 @@ class _Launch:
         shape = (self.rows, self.heads)
         total = q.new_empty(shape, dtype=torch.float32)
         second = q.new_empty(self.rows if each else shape, dtype=torch.float32)
-        part, counters = self.parts("sums", grid, grid[0] * (grid[1] + 1), shape)
+        part, counters = self.parts(call, "sums", grid, grid[0] * (grid[1] + 1), shape)
         weight, results = inputs.head_weight, (None, second) if each else (second, None)
-        x = self.maps(self.operands(inputs), norm, weight, target, made, upstream, None)
+        x = self.maps(call, self.operands(inputs), norm, weight, target, made, upstream, None)
         arguments = (x, part, total, *results, counters, self.rows, self.keys)
         self.launcher(kernels._sums_kernel, grid, arguments, self.sums_constants)
         return total, second
 
     def gradients(
         self,
+        call: Call,
         inputs: Inputs,
         norm: Tensor,
         target: Tensor | None,
@@ -265,16 +270,16 @@ class _Launch:
         """
         q, k, v, g, weight = inputs[:5]
         above = (norm, weight, target, made, upstream, None if self.lse_grad else dnorm)
-        x = self.maps(self.operands(inputs), *above, visible=self.reached)
+        x = self.maps(call, self.operands(inputs), *above, visible=self.reached)
         dq, add = q.new_empty(q.shape), dk is not None
         dk = k.new_empty(k.shape) if dk is None else dk
         dv, dg = (None, None) if v is None else (v.new_empty(v.shape), g.new_empty(g.shape))
         grid = self.grids[self.reached]
         shapes = q.shape, None if g is None else g.shape
-        *parts, counters = self.parts("dq", grid, merge_counters(grid), *shapes)
+        *parts, counters = self.parts(call, "dq", grid, merge_counters(grid), *shapes)
         arguments = (x, *parts, dq, dg, counters, self.rows, self.keys)
         self.launcher(kernels._backward_dq_kernel, grid, arguments, self.dq_constants)
-        plan = self.plan
+        plan = call.plan
         spans = (None, plan.visible_row_spans) if self.reached else plan[2:4]
         arguments = (x, *spans, dk, dv, self.keys, plan.row_tiles.shape[1])
         constants = self.dkv_constants | {"ADD": add}
@@ -283,8 +288,8 @@ class _Launch:
 
 
 def _launch(inputs: Inputs, call: Call) -> tuple[_Launch, Inputs]:
-    """The launch of inputs of a signature, and these as kernels read them."""
-    return tiles.prepared(call.prepared, signature(inputs), inputs, 4, partial(_Launch, call))
+    """The launch of a call, and its inputs as kernels read them."""
+    return tiles.prepared(call, inputs, 4, _Launch)
 
 
 def forward(inputs: Inputs, call: Call) -> Outputs:
@@ -295,12 +300,12 @@ def forward(inputs: Inputs, call: Call) -> Outputs:
         return Outputs(inputs.q.new_zeros(shape, dtype=torch.float32), *empty)
     (launch, inputs), target = _launch(inputs, call), call.plan.own_target
     given = inputs.lse is not None
-    norm = inputs.lse if given else launch.norm(inputs)
+    norm = inputs.lse if given else launch.norm(call, inputs)
     saved = inputs.q.new_empty(0, dtype=torch.float32) if given else norm
     if launch.kind == KL_EACH:
-        sums, kl = launch.sums(inputs, norm, target)
+        sums, kl = launch.sums(call, inputs, norm, target)
         return Outputs(kl, saved, sums)
-    out, kl = launch.map(inputs, norm, target)
+    out, kl = launch.map(call, inputs, norm, target)
     if kl is None:
         return Outputs(out, saved, out.new_empty(0))
     return Outputs(kl, saved, out)
@@ -329,6 +334,6 @@ def backward(
         if options.lse_grad:
             dnorm = torch.where(inputs.lse.isinf(), 0.0, dnorm)
     else:
-        dweight, dnorm = launch.sums(*read)
-    gradients = launch.gradients(*read, dnorm, dk)
+        dweight, dnorm = launch.sums(call, *read)
+    gradients = launch.gradients(call, *read, dnorm, dk)
     return gradients._replace(dhead_weight=None if launch.kind == CONTRIBUTION else dweight)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from groundkern import plan_kernels, tiles
 from groundkern.attention_kernels import Attention, merge_counters, row_grid
-from groundkern.calls import Call, signature
+from groundkern.calls import Call
 from groundkern.kept import kept
 from groundkern.op_body import zeros_like
 from groundkern.ops.side_attention import Inputs, Outputs, Upstream
@@ -98,39 +98,41 @@ def plan(inputs: Inputs, rows: QueryRows, allowed: KeySets | None) -> Plan:
 
 
 class _Launch:
-    """What the kernels over rows and keys are launched with: found once for inputs of a signature.
+    """What the kernels over rows and keys are launched with in calls that are alike
+    (`tiles.prepared`).
 
     Args:
-        call: made for inputs like these.
+        call: one of them.
         inputs: rows contiguous.
     """
 
     def __init__(self, call: Call, inputs: Inputs) -> None:
         q, k, v, _ = inputs
-        self.plan, self.launcher, self.scratch = call.plan, tiles.Launcher(), tiles.Scratch()
+        plan, self.launcher = call.plan, tiles.Launcher()
         (self.rows, heads, dim), (batch, kv_heads, self.keys, _) = q.shape, k.shape
         self.device, self.scale, self.strides = q.device, call.options.scale, _strides(q, k, v)
         group, softcap = heads // kv_heads, call.options.softcap or None
-        sizes = (self.scale, softcap, heads, group, group, 1)
-        self.others = (call.selection, self.plan.tiles, self.plan.key_tiles, *sizes)
+        self.sizes = (self.scale, softcap, heads, group, group, 1)
         self.shape, self.lse_shape = (self.rows, heads, v.shape[3]), (self.rows, heads)
-        one = self.plan.one_tile
-        lanes = self.plan.block_m if one else 2**31
+        one = plan.one_tile
+        lanes = plan.block_m if one else 2**31
         names = ("forward", "backward") if one else ("forward", "dq", "dkv")
-        dims, over = {"D": dim, "DV": v.shape[3]}, (self.plan, kv_heads, self.keys)
+        dims, over = {"D": dim, "DV": v.shape[3]}, (plan, kv_heads, self.keys)
         found = {name: _tile(name, inputs, lanes) for name in names}
         self.constants = {name: dims | tile.constants for name, tile in found.items()}
         self.grids = {name: row_grid(*over, tile, q.device) for name, tile in found.items()}
         if one:
-            self.constants["backward"]["TILE_N"] = self.plan.block_n
+            self.constants["backward"]["TILE_N"] = plan.block_n
         else:
-            self.constants["dkv"]["TILE_M"] = self.plan.block_m
+            self.constants["dkv"]["TILE_M"] = plan.block_m
             self.grids["dkv"] = batch * -(-self.keys // found["dkv"].block_n), kv_heads
         self.dq_splits = self.grids["backward" if one else "dq"][2]
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Attention:
+    def attention(self, call: Call, inputs: Inputs) -> Attention:
+        q, k, v, _ = inputs
         of_q, of_k, of_v = self.strides
-        return Attention(Heads(q, *of_q), Keys(k, *of_k), Keys(v, *of_v), *self.others)
+        others = call.selection, call.plan.tiles, call.plan.key_tiles, *self.sizes
+        return Attention(Heads(q, *of_q), Keys(k, *of_k), Keys(v, *of_v), *others)
 
     def __call__(self, name: str, kernel, *arguments) -> None:
         """Launch a kernel with the tile of a row of the table."""
@@ -151,8 +153,8 @@ def _strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[tuple[int, ...], ...]:
 
 
 def _launch(inputs: Inputs, call: Call) -> tuple[_Launch, Inputs]:
-    """The launch of inputs of a signature, and these with contiguous rows."""
-    return tiles.prepared(call.prepared, signature(inputs), inputs, 3, partial(_Launch, call))
+    """The launch of a call, and its inputs with contiguous rows."""
+    return tiles.prepared(call, inputs, 3, _Launch)
 
 
 def forward(inputs: Inputs, call: Call) -> Outputs:
@@ -167,14 +169,15 @@ def forward(inputs: Inputs, call: Call) -> Outputs:
     if q.dtype == torch.float16:
         inputs = inputs._replace(lse=None)
     launch, inputs = _launch(inputs, call)
-    q, k, v, lse = inputs
+    q, lse = inputs.q, inputs.lse
     out, own_lse = q.new_empty(launch.shape), q.new_empty(launch.lse_shape, dtype=torch.float32)
     rest = q.new_empty(launch.shape if rounded else 0)
-    parts, counters = launch.scratch("forward", launch.device, launch.merged)
+    scratch = call.once("scratch", tiles.Scratch)
+    parts, counters = scratch("forward", launch.device, launch.merged)
     launch(
         "forward",
         kernels._forward_kernel,
-        launch.attention(q, k, v),
+        launch.attention(call, inputs),
         lse,
         parts,
         (out, rest if rounded else None),
@@ -197,7 +200,7 @@ def backward(
     q, k, v, _ = inputs
     dout, dlse, out, own_lse, rest = map(tiles.aligned, (*upstream, *outputs))
     made = (out, rest if rest.numel() else None, dlse)
-    read, rows, keys = (launch.attention(q, k, v), dout, own_lse), launch.rows, launch.keys
+    read, rows, keys = (launch.attention(call, inputs), dout, own_lse), launch.rows, launch.keys
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     part = q.new_empty((launch.dq_splits, *q.shape), dtype=torch.float32)
     if plan.one_tile:
