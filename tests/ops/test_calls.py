@@ -2,7 +2,10 @@
 before. It must do what the op does, on every input."""
 
 import copy
+import gc
+import importlib
 import pickle
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -117,6 +120,38 @@ def test_found_once(case: str) -> None:
 def _others(inputs: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     """Other tensors of the same signatures; what a selection is kept with stays."""
     return {n: x if n == "target" else x.clone().mul_(1 + 0.1 * seed) for n, x in inputs.items()}
+
+
+@each_of_some
+def test_calls_of_other_steps_are_launched_alike(case: str) -> None:
+    """Calls that differ in the numbers of their tensors alone share what their launches follow
+    from, which keeps none of these tensors; and so does a call of compiled code."""
+    if "triton" not in BACKENDS:
+        pytest.skip(f"triton: {available_backends()['triton']}")
+    call, launches = (
+        make(case, "triton"),
+        importlib.import_module(f"groundkern.ops.{case.split('/')[0]}.triton_launch"),
+    )
+    rows = call.options["rows"]
+    earlier = replace(rows, stop=torch.maximum(rows.stop - 1, rows.start))
+    call = replace(call, options={**call.options, "rows": earlier})
+    run(call)
+    with mock.patch.object(launches, "_Launch", wraps=launches._Launch) as made:
+        step = replace(
+            call, options={**call.options, "rows": replace(rows, stop=rows.stop.clone())}
+        )
+        found, compiled = run(step), run(step, Watching())
+        assert made.call_count == 0
+        with nothing_kept():
+            wanted = run(step)
+        assert made.call_count > 0
+    for results in (found, compiled):
+        for got, x in zip(results, wanted, strict=True):
+            assert torch.equal(got.nan_to_num(), x.nan_to_num())
+    kept = weakref.ref(step.options["rows"].stop)
+    del made, step, found, compiled, wanted, results, got, x
+    gc.collect()
+    assert kept() is None
 
 
 def test_what_differs_is_found_anew() -> None:

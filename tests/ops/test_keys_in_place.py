@@ -84,9 +84,7 @@ def test_keys_next_to_each_other_and_apart_give_the_same_bits(name: str, cap: fl
 @pytest.mark.parametrize("dtype", [torch.float32, BF16, torch.float16])
 @pytest.mark.parametrize("dim", [24, 7])  # bf16 keys of an odd width are gathered
 @pytest.mark.parametrize("over", ["visible", "columns"])
-def test_many_keys_of_strided_memory_hold_the_rule(
-    over: str, dim: int, dtype: torch.dtype
-) -> None:
+def test_many_keys_of_strided_memory_hold_the_rule(over: str, dim: int, dtype: torch.dtype) -> None:
     """As a model keeps them: [B, S, H, D] in memory."""
     keys = 200
     k, v = (torch.randn(SEQUENCES, keys, KV_HEADS, dim).to(dtype).transpose(1, 2) for _ in range(2))

@@ -166,11 +166,15 @@ class MapReading:
     def asked_again(
         self, layer: Layer, q: Tensor, options: dict, make: Callable[[], Asked]
     ) -> Asked:
-        """What `make` asks for, by what was found in the layers before if it has no tensors but q
-        and k."""
-        if options["lse"] is not None or options["head_weight"] is not None:
+        """What `make` asks for, by what was found in the layers before if it has no tensors but q,
+        k and an lse."""
+        if options["head_weight"] is not None:
             return make()
-        return self.repeated((layer.window, layer.options), {"q": q, "k": layer.k}, make)
+        tensors, lse = {"q": q, "k": layer.k}, options["lse"]
+        if lse is not None:
+            tensors["lse"] = lse
+        trained = lse is not None and lse.requires_grad  # another call, see `attention_map`
+        return self.repeated((layer.window, layer.options, trained), tensors, make)
 
     def all_columns(self, maps: Tensor) -> Tensor:
         """[N, C] of what `map` returned."""

@@ -252,8 +252,10 @@ def _inputs(given: Inputs, call: Call) -> Inputs:
         weight = call.once("mean of heads", lambda: _mean_of_heads(q))
     if target is not None and target.requires_grad:
         target = target.detach()
-    if lse is not None and not options.lse_grad:
-        lse = None if options.over == "columns" else lse.detach()
+    if options.over == "columns" and not options.lse_grad:
+        lse = None
+    elif lse is not None and lse.requires_grad and not options.lse_grad:
+        lse = lse.detach()
     return given._replace(head_weight=weight, target=target, lse=lse)
 
 

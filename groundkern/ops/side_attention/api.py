@@ -87,7 +87,9 @@ def asked(
 ) -> Asked:
     """A call of `side_attention`, checked and ready to run."""
     (q, k, v), (scale, softcap, backend) = autocast(q, k, v), wanted
-    inputs = Inputs(q, k, v, lse if lse is None else lse.detach())
+    if lse is not None and lse.requires_grad:  # else it stays itself, see `together.Repeated`
+        lse = lse.detach()
+    inputs = Inputs(q, k, v, lse)
 
     def make() -> Call:
         sizes = _checked(inputs, rows, allowed)
