@@ -5,6 +5,9 @@ one thread, and nothing is launched (stand_in.py). The least time of each layer 
 the median over layers, less that of the same model without `gk_` inputs, is what a layer pays. How
 many of torch's operators it calls for that comes from a profile. The breakdown comes from rounds of
 its own: calls and microseconds of named functions, without the named ones that they call.
+
+`--compiled` measures the two ops alone instead, in a loop over layers: eager, and compiled as one
+graph, which takes half a minute before.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import torch
 
 from benchmarks.host import layers
 from benchmarks.host.breakdown import breakdown
+from benchmarks.host.compiled import of_ops
 from benchmarks.host.layers import WARM
 from benchmarks.host.operators import operators
 from benchmarks.host.stand_in import stand_in
@@ -51,12 +55,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host", description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--only", default="", help="terms whose name contains this")
+    parser.add_argument("--compiled", action="store_true", help="the ops alone, and compiled")
     args = parser.parse_args()
     torch.set_num_threads(1)
     stamp = machine.stamp(layers.CPU)
     about = ", ".join(f"{name} {stamp[name]}" for name in ("python", "torch", "triton"))
     print(f"{stamp['processor']}, {about}; {DEPTH} layers, least of {args.rounds} rounds")
     with stand_in():
+        if args.compiled:
+            for name, (forward, backward) in of_ops(DEPTH, args.rounds).items():
+                print(f"{name}: {forward:.0f} us a layer forward, {backward:.0f} backward")
+            return
         for name, terms in TERMS.items():
             if args.only not in name:
                 continue

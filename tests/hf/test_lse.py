@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.families.zoo.first import tiny_qwen_model
 from groundkern import asked
-from groundkern.hf import Klal, Smam, attach
+from groundkern.hf import Klal, Smam, attach, detach
 from groundkern.hf.model import attention
 from tests.hf.closeness import gradients
 from tests.hf.conftest import MODELS
-from tests.hf.samples import make_batch
+from tests.hf.samples import SAMPLES, make_batch
 
 
 class Counted:
@@ -31,6 +32,18 @@ class Counted:
 def _run(model, batch: dict) -> tuple[torch.Tensor, dict]:
     loss = model(**batch).loss
     return loss.detach(), gradients(model, loss)
+
+
+def test_one_call_is_checked_for_all_layers(monkeypatch) -> None:
+    """Layers differ in the numbers of their tensors alone, with an lse too."""
+    model = attach(
+        tiny_qwen_model(num_hidden_layers=6), smam=Smam(), klal=Klal(over="visible")
+    ).train()
+    side = Counted(monkeypatch, asked, "side_attention")
+    maps = Counted(monkeypatch, asked, "attention_kl")
+    _run(model, make_batch(model, SAMPLES["qwen"][1:2]))
+    detach(model)
+    assert (side.calls, side.given) == (maps.calls, maps.given) == (1, 1)
 
 
 @pytest.mark.parametrize(
