@@ -152,8 +152,8 @@ struct Isa {
   void (*top_entries)(float* scores, int64_t entries, const float* bias, float softcap, float* top,
                       int32_t* entry);
   // scores -> exp(scores - norm [LANES]) times the slope of the softcap; sum [LANES] without the
-  // slope. This, `exponentials`, `moments` and `less_norm` take a multiple of 32 entries, and
-  // sum in the same order.
+  // slope. This, `exponentials` (in bf16 too), `moments` and `less_norm` take a multiple of 32
+  // entries, and sum in the same order.
   void (*capped_exponentials)(float* scores, int64_t entries, const float* norm, float softcap,
                               float* sum);
   // scores -> softcap(scores + bias [entries]) / temperature, where bias may be null.
