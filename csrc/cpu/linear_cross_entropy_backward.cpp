@@ -18,9 +18,10 @@ struct Tile {
   int64_t tall() const { return whole_tiles(rows); }
 };
 
-// The tiles of dhidden: as large as possible, with at least one for every thread.
+// The tiles of dhidden: as large as caches like them, with at least one for every thread. Few rows
+// have narrower ones, so that threads end at about the same time.
 struct Tiles {
-  int64_t N, D, rows = 512, columns = 256, down, count;
+  int64_t N, D, rows = 512, columns = N > 256 ? 256 : 128, down, count;
 
   Tiles(int64_t N, int64_t D, int threads) : N(N), D(D) {
     cut();
