@@ -77,7 +77,7 @@ def kept(
     return entry.made
 
 
-def kept_by(key: Hashable) -> dict:
+def kept_by(key: Hashable) -> dict[Hashable, Any]:
     """What is remembered of a key, to be filled: an empty dictionary at first.
 
     Of the `MOST_KEYS` keys that were used last, and by the process: so it holds no tensors.
@@ -86,7 +86,7 @@ def kept_by(key: Hashable) -> dict:
 
 
 @lru_cache(MOST_KEYS)
-def _of_key(key: Hashable) -> dict:
+def _of_key(key: Hashable) -> dict[Hashable, Any]:
     return {}
 
 

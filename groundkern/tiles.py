@@ -1,9 +1,9 @@
 """How Triton kernels are declared and launched: what is specialised, tile tables, splits."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton
@@ -203,7 +203,7 @@ def prepared(
     return made, inputs
 
 
-def _launches_like(call: Call, device: torch.device) -> dict:
+def _launches_like(call: Call, device: torch.device) -> dict[Hashable, Any]:
     """What is known of calls that differ from this one in the numbers of their tensors alone."""
     sizes = tuple([x for x in call.plan if isinstance(x, int)])
     of_plan = signature([x for x in call.plan if not isinstance(x, int)])

@@ -166,14 +166,12 @@ class MapReading:
     def asked_again(
         self, layer: Layer, q: Tensor, options: dict, make: Callable[[], Asked]
     ) -> Asked:
-        """What `make` asks for, by what was found in the layers before if it has no tensors but q,
-        k and an lse."""
+        """What `make` asks for; without head weights, by what was found in the layers before."""
         if options["head_weight"] is not None:
             return make()
-        tensors, lse = {"q": q, "k": layer.k}, options["lse"]
-        if lse is not None:
-            tensors["lse"] = lse
-        trained = lse is not None and lse.requires_grad  # another call, see `attention_map`
+        lse, tensors = options["lse"], {"q": q, "k": layer.k}
+        tensors |= {} if lse is None else {"lse": lse}
+        trained = lse is not None and lse.requires_grad  # which is another call
         return self.repeated((layer.window, layer.options, trained), tensors, make)
 
     def all_columns(self, maps: Tensor) -> Tensor:
