@@ -81,10 +81,13 @@ def test_keys_next_to_each_other_and_apart_give_the_same_bits(name: str, cap: fl
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, BF16, torch.float16])
-@pytest.mark.parametrize("dim", [24, 7])  # bf16 keys of an odd width are gathered
+@pytest.mark.parametrize(
+    ("dtype", "dim"),
+    [(torch.float32, 24), (torch.float16, 24), (BF16, 24), (BF16, 7)],  # an odd width is gathered
+    ids=str,
+)
 @pytest.mark.parametrize("over", ["visible", "columns"])
-def test_many_keys_of_strided_memory_hold_the_rule(over: str, dim: int, dtype: torch.dtype) -> None:
+def test_many_keys_of_strided_memory_hold_the_rule(over: str, dtype: torch.dtype, dim: int) -> None:
     """As a model keeps them: [B, S, H, D] in memory."""
     keys = 200
     k, v = (torch.randn(SEQUENCES, keys, KV_HEADS, dim).to(dtype).transpose(1, 2) for _ in range(2))

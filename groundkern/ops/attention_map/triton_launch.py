@@ -204,10 +204,8 @@ class _Launch:
     def norm(self, call: Call, inputs: Inputs) -> Tensor:
         """[N, Hq]: log-sum-exp over all visible keys or over own columns; 0 if there are none."""
         grid, shape = self.grids[self.visible], (self.rows, self.heads)
-        operands = (*self.operands(inputs)[:2], None, None)
-        x = self.maps(
-            call, operands, *[None] * 6, visible=self.visible
-        )  # one variant for all kinds
+        operands = (*self.operands(inputs)[:2], None, None)  # one variant for all kinds
+        x = self.maps(call, operands, *[None] * 6, visible=self.visible)
         norm = inputs.q.new_empty(shape, dtype=torch.float32)
         part, counters = self.parts(call, "norm", grid, grid[0] * grid[1], shape)
         arguments = (x, part, norm, counters, self.rows, self.keys)
