@@ -59,9 +59,7 @@ void Kernel<T, X>::gather(Sequence& sequence, bool backward) const {
   const auto is_column = [&](int64_t u) { return sequence.column[u] != 0; };
   parallel_for(Hkv * parts, workers, [&](int64_t item, int) {
     const int64_t b = sequence.b, h = item / parts, from = item % parts * PART;
-    if (in_place<X, T>(of, op.inputs.k, b, h, from) == nullptr) {
-      gather_plain<X, T>(of, op.inputs.k, b, h, from, every_key, sequence.k.data() + h * k_size);
-    }
+    gather_others<X, T>(of, op.inputs.k, b, h, from, sequence.k.data() + h * k_size);
     if (contributes) {
       gather_plain<X, T>(of, op.inputs.v, b, h, from, is_column, sequence.v.data() + h * v_size);
     }

@@ -60,8 +60,16 @@ const X* in_place(const SequenceRows& of, const Tensor<4>& x, int64_t b, int64_t
   return nullptr;
 }
 
-// C [U, LANES] = the used keys of x, times rows [width, LANES]. Keys that are not in place are read
-// from `gathered`, by gather_plain.
+// gather_plain of the keys that multiply_keys does not read in place.
+template <class X, class T>
+void gather_others(const SequenceRows& of, const Tensor<4>& x, int64_t b, int64_t h, int64_t from,
+                   X* panels) {
+  if (in_place<X, T>(of, x, b, h, from) != nullptr) return;
+  gather_plain<X, T>(of, x, b, h, from, every_key, panels);
+}
+
+// C [U, LANES] = the used keys of x, in place or gathered by gather_others, times
+// rows [width, LANES].
 template <class X, class T>
 void multiply_keys(const Products<X>& products, const SequenceRows& of, const Tensor<4>& x,
                    int64_t b, int64_t h, const X* gathered, const X* rows, float* C) {

@@ -37,7 +37,7 @@ struct Product {
   float* C;
   int64_t C_panel;
   bool add;
-  Ahead ahead;  // brought into the second cache meanwhile
+  Ahead ahead = {};  // brought into the second cache meanwhile
 };
 
 struct Multiply {

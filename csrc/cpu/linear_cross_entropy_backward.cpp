@@ -18,8 +18,8 @@ struct Tile {
   int64_t tall() const { return whole_tiles(rows); }
 };
 
-// The tiles of dhidden: as large as caches like them, with at least one for every thread. Few rows
-// have narrower ones, so that threads end at about the same time.
+// The tiles of dhidden: at least one for every thread. Those of few rows are narrower, so that
+// threads end at about the same time.
 struct Tiles {
   int64_t N, D, rows = 512, columns = N > 256 ? 256 : 128, down, count;
 

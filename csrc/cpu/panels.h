@@ -58,7 +58,7 @@ struct Products {
   void plain(int64_t M, int64_t N, int64_t K, Panels<const X> A, Panels<const X> B, Panels<float> C,
              bool add) const {
     multiply().panels({M, N, inner(K), units(A), A.rows * LANES / PER_UNIT, units(B),
-                       inner(B.rows) * LANES, C.data, C.rows * LANES, add, {}});
+                       inner(B.rows) * LANES, C.data, C.rows * LANES, add});
   }
   // C [M, N] = or += A^T B, of A [K, M].
   void transposed(int64_t M, int64_t N, int64_t K, Panels<const X> A, Panels<const X> B,
@@ -70,7 +70,7 @@ struct Products {
   void rows(int64_t M, int64_t N, int64_t K, const X* A, int64_t stride, Panels<const X> B,
             Panels<float> C) const {
     multiply().rows({M, N, inner(K), units({A, 0}), stride, units(B), inner(B.rows) * LANES, C.data,
-                     C.rows * LANES, false, {}});
+                     C.rows * LANES, false});
   }
 
  private:

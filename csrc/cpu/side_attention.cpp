@@ -108,9 +108,7 @@ void Kernel<T, X>::forward(const Results& to) const {
       const int64_t heads = std::min(batch, Hkv - head);
       parallel_for(heads * parts, workers, [&](int64_t item, int) {
         const int64_t h = item / parts, from = item % parts * PART;
-        if (in_place<X, T>(of, op.inputs.k, b, head + h, from) == nullptr) {
-          gather_plain<X, T>(of, op.inputs.k, b, head + h, from, every_key, k.data() + h * k_size);
-        }
+        gather_others<X, T>(of, op.inputs.k, b, head + h, from, k.data() + h * k_size);
         gather_paired<X, T>(of, op.inputs.v, b, head + h, from, every_key, v.data() + h * v_size);
       });
       parallel_for(heads * block.panels, workers, [&](int64_t item, int thread) {
@@ -212,12 +210,8 @@ void Kernel<T, X>::backward_batch(const Batch& batch, const Upstream& from,
   const Buffer<float> scratch(workers * share);
   parallel_for(heads * parts, workers, [&](int64_t item, int) {
     const int64_t i = item / parts, h = batch.head + i, key = item % parts * PART;
-    if (in_place<X, T>(of, op.inputs.k, b, h, key) == nullptr) {
-      gather_plain<X, T>(of, op.inputs.k, b, h, key, every_key, batch.k.data() + i * k_size);
-    }
-    if (in_place<X, T>(of, op.inputs.v, b, h, key) == nullptr) {
-      gather_plain<X, T>(of, op.inputs.v, b, h, key, every_key, batch.v.data() + i * v_size);
-    }
+    gather_others<X, T>(of, op.inputs.k, b, h, key, batch.k.data() + i * k_size);
+    gather_others<X, T>(of, op.inputs.v, b, h, key, batch.v.data() + i * v_size);
     if (!narrow) return;
     gather_paired<X, T>(of, op.inputs.k, b, h, key, every_key, batch.k_paired.data() + i * k_size);
   });

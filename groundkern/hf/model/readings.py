@@ -169,9 +169,9 @@ class MapReading:
         """What `make` asks for; without head weights, by what was found in the layers before."""
         if options["head_weight"] is not None:
             return make()
-        lse, tensors = options["lse"], {"q": q, "k": layer.k}
-        tensors |= {} if lse is None else {"lse": lse}
+        lse = options["lse"]
         trained = lse is not None and lse.requires_grad  # which is another call
+        tensors = {"q": q, "k": layer.k, "lse": lse}
         return self.repeated((layer.window, layer.options, trained), tensors, make)
 
     def all_columns(self, maps: Tensor) -> Tensor:
