@@ -243,8 +243,10 @@ def _attend(
     rest = options, taken, lse, not mask.shows_all, kwargs.get("s_aux")
     layer = Layer(number, module, q, own_k, own_v, main.out, window, *rest)
     side = _read(run, layer)
-    out = main.out if side is None else torch.cat((main.out, side.to(main.out.dtype)), 1)
-    return out, main.weights
+    if side is None:
+        return main.out, main.weights
+    side = side if side.dtype == main.out.dtype else side.to(main.out.dtype)
+    return torch.cat((main.out, side), 1), main.weights
 
 
 def _read(run: BodyRun, layer: Layer) -> Tensor | None:
