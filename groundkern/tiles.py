@@ -178,7 +178,11 @@ def rows_contiguous(x: Tensor) -> Tensor:
 
 
 def prepared(
-    call: Call, inputs: Inputs, operands: int, make: Callable[[Call, Inputs], Made]
+    call: Call,
+    inputs: Inputs,
+    operands: int,
+    make: Callable[[Call, Inputs], Made],
+    name: str = "launch",
 ) -> tuple[Made, Inputs]:
     """What `make` makes of a call and of inputs that kernels can read, and these inputs: copies
     only where their signature needs them.
@@ -189,7 +193,10 @@ def prepared(
     Args:
         inputs: a NamedTuple of tensors and None.
         operands: how many of them are read in rows (`rows_contiguous`); the others are contiguous.
+        name: of these among several launches of a call that differ in which inputs they have.
     """
+    if call.of_one_signature and (ready := call.prepared.get(name)) is not None:
+        return ready, inputs
     known = call.once("launches", lambda: _launches_like(call, inputs[0].device))
     signed = signature(inputs)
     made, copied = known.get(signed, (None, True))
@@ -199,7 +206,10 @@ def prepared(
         before, inputs = inputs, type(inputs)(*ready)
         if made is None:
             made = make(call, inputs)
-            known[signed] = made, any(x is not y for x, y in zip(before, inputs, strict=True))
+            copied = any(x is not y for x, y in zip(before, inputs, strict=True))
+            known[signed] = made, copied
+    if call.of_one_signature and not copied:
+        call.prepared[name] = made
     return made, inputs
 
 

@@ -113,7 +113,8 @@ class _Launch:
         self.device, self.scale, self.strides = q.device, call.options.scale, _strides(q, k, v)
         group, softcap = heads // kv_heads, call.options.softcap or None
         self.sizes = (self.scale, softcap, heads, group, group, 1)
-        self.shape, self.lse_shape = (self.rows, heads, v.shape[3]), (self.rows, heads)
+        self.q_shape, self.lse_shape = tuple(q.shape), (self.rows, heads)
+        self.shape = (*self.lse_shape, v.shape[3])
         one = plan.one_tile
         lanes = plan.block_m if one else 2**31
         names = ("forward", "backward") if one else ("forward", "dq", "dkv")
@@ -146,6 +147,13 @@ class _Launch:
         sums = new((parts, *self.lse_shape)), new((parts, *self.lse_shape))
         return (*sums, new((parts, *self.shape))), tiles.arrival_counters(self.device, counters)
 
+    def summed(self) -> tuple[Tensor, Tensor | None]:
+        """dq of the splits of a backward and, where dk and dv are a launch of their own, what that
+        reads of it."""
+        new = partial(torch.empty, dtype=torch.float32, device=self.device)
+        delta = None if "backward" in self.grids else new(self.lse_shape)
+        return new((self.dq_splits, *self.q_shape)), delta
+
 
 def _strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[tuple[int, ...], ...]:
     """As `Heads` and `Keys` have them."""
@@ -154,7 +162,8 @@ def _strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[tuple[int, ...], ...]:
 
 def _launch(inputs: Inputs, call: Call) -> tuple[_Launch, Inputs]:
     """The launch of a call, and its inputs with contiguous rows."""
-    return tiles.prepared(call, inputs, 3, _Launch)
+    name = "launch" if inputs.lse is None else "launch with lse"
+    return tiles.prepared(call, inputs, 3, _Launch, name)
 
 
 def forward(inputs: Inputs, call: Call) -> Outputs:
@@ -202,11 +211,10 @@ def backward(
     made = (out, rest if rest.numel() else None, dlse)
     read, rows, keys = (launch.attention(call, inputs), dout, own_lse), launch.rows, launch.keys
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-    part = q.new_empty((launch.dq_splits, *q.shape), dtype=torch.float32)
+    part, delta = call.once("scratch", tiles.Scratch)("backward", launch.device, launch.summed)
     if plan.one_tile:
         launch("backward", kernels._backward_kernel, *read, made, dk, dv, part, rows, keys)
     else:
-        delta = q.new_empty(launch.lse_shape, dtype=torch.float32)
         launch("dq", kernels._backward_dq_kernel, *read, made, delta, part, rows, keys)
         read_by = (plan.row_tiles, plan.row_spans)
         parts = 0 if plan.row_tiles is None else plan.row_tiles.shape[1]
