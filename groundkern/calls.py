@@ -45,7 +45,7 @@ class Call:
         self.selection, self.plan = selection.contiguous(), plan
         self.options, self.backend, self.whole = options, backend, whole
         self.prepared: dict[Hashable, Any] = {}  # what all layers share, and nothing writes to
-        self.of_one_signature = False  # whether all inputs that it is called with have the same
+        self.of_one_signature = False  # whether a forward's inputs are known to have the same
         self._read = [x for x in selection if x is not None]
         self._versions = None if torch.compiler.is_compiling() else versions(self._read)
 
@@ -60,14 +60,6 @@ class Call:
         if found is None:
             found = self.prepared[name] = make()
         return found
-
-    def of_any_signature(self) -> Call:
-        """The same call for inputs that may have another signature than those that it was made for:
-        saved tensors that hooks gave back."""
-        if not self.of_one_signature:
-            return self
-        given = self.selection, self.plan, self.options, self.backend
-        return self.once("of any signature", lambda: Call(*given, whole=self.whole))
 
     def refuse_written(self) -> None:
         """Raise, as autograd raises for what it saves, if the selection was written to."""
@@ -114,15 +106,6 @@ def is_direct(tensors: Iterable[Tensor | None]) -> bool:
         if type(x) not in PLAIN or x.is_meta or not torch._C._has_storage(x):
             return False
     return True
-
-
-def saved_tensors_change() -> bool:
-    """Whether hooks stand between what is saved for a backward and what that is given: those of
-    checkpointing compute it again, those of offloading copy it."""
-    return _saved_tensors_hooks is None or _saved_tensors_hooks(False) is not None
-
-
-_saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
 
 def signature(tensors: Iterable[Tensor | None]) -> tuple:

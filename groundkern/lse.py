@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from groundkern.calls import saved_tensors_change
 from groundkern.checks import fail
 from groundkern.precision import accumulation_dtype
 
@@ -275,8 +274,9 @@ def graph_is_readable(*operands: Tensor) -> bool:
     Returns:
         Whether a graph was recorded whose saved tensors can be read.
     """
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
-    return recorded and not saved_tensors_change()
+    return recorded and hooks is not None and hooks(False) is None
 
 
 def lse_of_graph(out: Tensor, q: Tensor) -> Tensor | None:

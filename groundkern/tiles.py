@@ -182,7 +182,8 @@ def prepared(
     inputs: Inputs,
     operands: int,
     make: Callable[[Call, Inputs], Made],
-    name: str = "launch",
+    *,
+    checked: bool = False,
 ) -> tuple[Made, Inputs]:
     """What `make` makes of a call and of inputs that kernels can read, and these inputs: copies
     only where their signature needs them.
@@ -193,9 +194,11 @@ def prepared(
     Args:
         inputs: a NamedTuple of tensors and None.
         operands: how many of them are read in rows (`rows_contiguous`); the others are contiguous.
-        name: of these among several launches of a call that differ in which inputs they have.
+        checked: these are what the call was checked with; a backward's may be others, which hooks on
+            saved tensors gave it.
     """
-    if call.of_one_signature and (ready := call.prepared.get(name)) is not None:
+    checked = checked and call.of_one_signature
+    if checked and (ready := call.prepared.get("launch")) is not None:
         return ready, inputs
     known = call.once("launches", lambda: _launches_like(call, inputs[0].device))
     signed = signature(inputs)
@@ -208,8 +211,8 @@ def prepared(
             made = make(call, inputs)
             copied = any(x is not y for x, y in zip(before, inputs, strict=True))
             known[signed] = made, copied
-    if call.of_one_signature and not copied:
-        call.prepared[name] = made
+    if checked and not copied:
+        call.prepared["launch"] = made
     return made, inputs
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from groundkern.calls import Call, is_direct, saved_tensors_change, signature
+from groundkern.calls import Call, is_direct, signature
 from groundkern.op_body import NOTHING, in_body
 
 
@@ -111,7 +111,6 @@ class _Together(Function):
         *beside: Tensor | None,  # q of each, and its inputs after v
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.as_saved = not saved_tensors_change()
         ctx.asked = parts = []
         saved, results = [k, v, *beside], ()
         with in_body(k.device):
@@ -142,7 +141,6 @@ class _Together(Function):
                     gradients += [None] * width
                     continue
                 call.refuse_written()
-                call = call if ctx.as_saved else call.of_any_signature()
                 inputs = made(q, k, v if reads_v else None, *others)
                 gradient = op.backward if plain else op.dispatched_backward
                 dq, dk, dv, *others = gradient(upstream, inputs, outputs, call, dk, dv)

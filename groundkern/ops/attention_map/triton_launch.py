@@ -285,9 +285,9 @@ class _Launch:
         return Gradients(dq, dk, dv, dg, None, dnorm if self.lse_grad else None)
 
 
-def _launch(inputs: Inputs, call: Call) -> tuple[_Launch, Inputs]:
+def _launch(inputs: Inputs, call: Call, *, checked: bool = False) -> tuple[_Launch, Inputs]:
     """The launch of a call, and its inputs as kernels read them."""
-    return tiles.prepared(call, inputs, 4, _Launch)
+    return tiles.prepared(call, inputs, 4, _Launch, checked=checked)
 
 
 def forward(inputs: Inputs, call: Call) -> Outputs:
@@ -296,7 +296,7 @@ def forward(inputs: Inputs, call: Call) -> Outputs:
         shape = output_shape(inputs, call.selection.columns, call.options)
         empty = (inputs.q.new_empty(0, dtype=torch.float32) for _ in range(2))
         return Outputs(inputs.q.new_zeros(shape, dtype=torch.float32), *empty)
-    (launch, inputs), target = _launch(inputs, call), call.plan.own_target
+    (launch, inputs), target = _launch(inputs, call, checked=True), call.plan.own_target
     given = inputs.lse is not None
     norm = inputs.lse if given else launch.norm(call, inputs)
     saved = inputs.q.new_empty(0, dtype=torch.float32) if given else norm

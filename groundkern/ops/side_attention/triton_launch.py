@@ -160,10 +160,9 @@ def _strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[tuple[int, ...], ...]:
     return q.stride()[:2], k.stride()[:3], v.stride()[:3]
 
 
-def _launch(inputs: Inputs, call: Call) -> tuple[_Launch, Inputs]:
+def _launch(inputs: Inputs, call: Call, *, checked: bool = False) -> tuple[_Launch, Inputs]:
     """The launch of a call, and its inputs with contiguous rows."""
-    name = "launch" if inputs.lse is None else "launch with lse"
-    return tiles.prepared(call, inputs, 3, _Launch, name)
+    return tiles.prepared(call, inputs, 3, _Launch, checked=checked)
 
 
 def forward(inputs: Inputs, call: Call) -> Outputs:
@@ -177,7 +176,7 @@ def forward(inputs: Inputs, call: Call) -> Outputs:
         return Outputs(out, lse, zeros_like(out) if rounded else q.new_empty(0))
     if q.dtype == torch.float16:
         inputs = inputs._replace(lse=None)
-    launch, inputs = _launch(inputs, call)
+    launch, inputs = _launch(inputs, call, checked=True)
     q, lse = inputs.q, inputs.lse
     out, own_lse = q.new_empty(launch.shape), q.new_empty(launch.lse_shape, dtype=torch.float32)
     rest = q.new_empty(launch.shape if rounded else 0)
