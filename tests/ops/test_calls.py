@@ -135,7 +135,7 @@ def test_calls_of_other_steps_are_launched_alike(case: str) -> None:
     rows = call.options["rows"]
     earlier = replace(rows, stop=torch.maximum(rows.stop - 1, rows.start))
     call = replace(call, options={**call.options, "rows": earlier})
-    run(call)
+    run(call), run(call, Watching())  # compiled code has outputs written whole: another kind
     with mock.patch.object(launches, "_Launch", wraps=launches._Launch) as made:
         step = replace(
             call, options={**call.options, "rows": replace(rows, stop=rows.stop.clone())}
@@ -194,6 +194,25 @@ def test_a_selection_that_was_written_to_is_refused_in_the_backward(case: str, n
     written.add_(0)
     with pytest.raises(RuntimeError, match="inplace operation"):
         result.sum().backward()
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
+@each_of_some
+def test_hooks_may_lay_saved_tensors_otherwise(case: str, backend: str) -> None:
+    """As those of offloading do: the backward reads other strides than the forward did."""
+    call = make(case, backend)
+    strided = {
+        name: x.transpose(0, 1).contiguous().transpose(0, 1)
+        for name, x in call.inputs.items()
+        if name not in call.fixed
+    }
+    call = replace(call, inputs={**call.inputs, **strided})
+    wanted = run(call)
+    saved = torch.autograd.graph.saved_tensors_hooks(
+        lambda x: x, lambda x: x.clone(memory_format=torch.contiguous_format)
+    )
+    for got, x in zip(run(call, saved), wanted, strict=True):
+        torch.testing.assert_close(got, x, equal_nan=True)
 
 
 @each_of_some
