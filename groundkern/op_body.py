@@ -9,7 +9,7 @@ An op's schema, its body and its fake are written in terms of the NamedTuples of
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import wraps
+from functools import cache, wraps
 from typing import get_type_hints
 
 import torch
@@ -79,9 +79,12 @@ def in_body(device: torch.device) -> AbstractContextManager:
     """What an op's body runs in: on its tensors' device and without autocast."""
     kind = device.type
     # Making autocast's own context takes longer than asking for it; there is none for meta.
-    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    casts = _has_autocast(kind) and torch.is_autocast_enabled(kind)
     here = torch.cuda.device(device) if kind == "cuda" else NOTHING
     return _without_autocast(here, kind) if casts else here
+
+
+_has_autocast = cache(torch.amp.is_autocast_available)
 
 
 @contextmanager
