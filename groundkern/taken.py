@@ -70,7 +70,9 @@ class Places:
             # One index says where a row is: twice as fast as two, with a slice between.
             apart = of_batch // of_token  # sequences, in tokens
             tokens = (shape[0] - 1) * apart + shape[2]
-            every = x.as_strided((tokens, shape[1], *shape[3:]), (of_token, strides[1], *strides[3:]))
+            every = x.as_strided(
+                (tokens, shape[1], *shape[3:]), (of_token, strides[1], *strides[3:])
+            )
             taken = every.index_select(0, self._places(apart))
         else:
             taken = x[self.sequence, :, self.position]

@@ -30,6 +30,7 @@ from groundkern.taken import Places, joins_by_kernel, take_beside
 # attention stays inside of such.
 LAYER, CHUNK = "_groundkern_layer", "_groundkern_chunk"
 RUN = "gk_body_run"  # the keyword
+SHIFT_FROM = 32768  # tokens, from computed times (docs/ops/gpu.md); not measured on a device
 
 
 class Reading(Protocol):
@@ -162,6 +163,20 @@ class BodyRun:
             )
         return self._places.get(selections)
 
+    def shifts(self, places: Places, q: Tensor) -> bool:
+        """Whether the main pass's log-sum-exp saves side attention more than it takes to find.
+
+        It is a shift there and never changes a result. It spares the Triton kernel instructions (of
+        fp16 it uses none), which count where many keys are read; to find it takes the host as long
+        in every layer, and where checkpointing is on, several times so.
+
+        Args:
+            places: of the rows.
+            q: [B, Hq, S, D], of the main pass.
+        """
+        by_triton = places.join is not None and q.dtype == torch.bfloat16
+        return self.side is not None and by_triton and q.shape[2] >= SHIFT_FROM
+
     def refuse_lost_graph(self, what: str) -> None:
         """Raise when a layer runs without the graph that `what` needs.
 
@@ -226,9 +241,9 @@ def _attend(
     positions = kwargs.get("position_ids")
     if positions is not None and length != total == positions.shape[-1]:
         kwargs["position_ids"] = positions[..., :length]
-    uses_lse = run.side is not None or (run.uses_lse and mask.shows_all)
-    uses_lse = uses_lse and run.split is None
-    watched = implementation in WATCHED and uses_lse and places is not None
+    uses_lse = run.split is None and places is not None
+    uses_lse = uses_lse and ((run.uses_lse and mask.shows_all) or run.shifts(places, q))
+    watched = implementation in WATCHED and uses_lse
     chunk = module.__dict__.get(CHUNK)
     window = kwargs.get("sliding_window") if chunk is None else Chunk(chunk)
     if run.split is not None:
