@@ -95,9 +95,9 @@ def _without_autocast(here: AbstractContextManager, kind: str) -> Iterator[None]
 
 def empty_like(x: Tensor) -> Tensor:
     """Contiguous, whatever the strides of x."""
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def zeros_like(x: Tensor) -> Tensor:
     """Contiguous, whatever the strides of x."""
-    return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+    return torch.zeros_like(x, memory_format=torch.contiguous_format)

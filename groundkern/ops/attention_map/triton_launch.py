@@ -9,7 +9,7 @@ from groundkern.attention_kernels import merge_counters
 from groundkern.calls import Call
 from groundkern.kept import kept
 from groundkern.map_kernels import Maps
-from groundkern.op_body import zeros_like
+from groundkern.op_body import empty_like, zeros_like
 from groundkern.ops.attention_map import (
     CONTRIBUTION,
     KL_EACH,
@@ -269,9 +269,9 @@ class _Launch:
         q, k, v, g, weight = inputs[:5]
         above = (norm, weight, target, made, upstream, None if self.lse_grad else dnorm)
         x = self.maps(call, self.operands(inputs), *above, visible=self.reached)
-        dq, add = q.new_empty(q.shape), dk is not None
-        dk = k.new_empty(k.shape) if dk is None else dk
-        dv, dg = (None, None) if v is None else (v.new_empty(v.shape), g.new_empty(g.shape))
+        dq, add = empty_like(q), dk is not None
+        dk = empty_like(k) if dk is None else dk
+        dv, dg = (None, None) if v is None else (empty_like(v), empty_like(g))
         grid = self.grids[self.reached]
         shapes = q.shape, None if g is None else g.shape
         *parts, counters = self.parts(call, "dq", grid, merge_counters(grid), *shapes)

@@ -9,7 +9,7 @@ from groundkern import plan_kernels, tiles
 from groundkern.attention_kernels import Attention, merge_counters, row_grid
 from groundkern.calls import Call
 from groundkern.kept import kept
-from groundkern.op_body import zeros_like
+from groundkern.op_body import empty_like, zeros_like
 from groundkern.ops.side_attention import Inputs, Outputs, Upstream
 from groundkern.ops.side_attention import triton_kernels as kernels
 from groundkern.plan import NO_PLAN, Plan
@@ -179,7 +179,7 @@ def forward(inputs: Inputs, call: Call) -> Outputs:
     launch, inputs = _launch(inputs, call, checked=True)
     q, lse = inputs.q, inputs.lse
     out, own_lse = q.new_empty(launch.shape), q.new_empty(launch.lse_shape, dtype=torch.float32)
-    rest = q.new_empty(launch.shape if rounded else 0)
+    rest = empty_like(out) if rounded else q.new_empty(0)
     scratch = call.once("scratch", tiles.Scratch)
     parts, counters = scratch("forward", launch.device, launch.merged)
     launch(
@@ -209,7 +209,7 @@ def backward(
     dout, dlse, out, own_lse, rest = map(tiles.aligned, (*upstream, *outputs))
     made = (out, rest if rest.numel() else None, dlse)
     read, rows, keys = (launch.attention(call, inputs), dout, own_lse), launch.rows, launch.keys
-    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    dq, dk, dv = empty_like(q), empty_like(k), empty_like(v)
     part, delta = call.once("scratch", tiles.Scratch)("backward", launch.device, launch.summed)
     if plan.one_tile:
         launch("backward", kernels._backward_kernel, *read, made, dk, dv, part, rows, keys)
