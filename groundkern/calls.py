@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from groundkern.kept import kept, versions
 from groundkern.messages import fail
@@ -106,6 +107,14 @@ def is_direct(tensors: Iterable[Tensor | None]) -> bool:
         if type(x) not in PLAIN or x.is_meta or not torch._C._has_storage(x):
             return False
     return True
+
+
+def applied(node: type[Function], *arguments: Any) -> Any:
+    """`node.apply(*arguments)`, which in Python looks among all arguments for what torch.func may
+    have left behind: here only while one of its transforms is active."""
+    if torch._C._are_functorch_transforms_active():
+        return node.apply(*arguments)
+    return super(Function, node).apply(*arguments)
 
 
 def signature(tensors: Iterable[Tensor | None]) -> tuple:

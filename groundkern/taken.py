@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from groundkern import backends
-from groundkern.calls import is_direct
+from groundkern.calls import applied, is_direct
 from groundkern.op_body import in_body
 from groundkern.together import added
 
@@ -184,9 +184,9 @@ def take_beside(
         return Beside(query, key, value, key, value, taken)
     own_key, own_value = key, value
     if alone:
-        query, *rows = _TakeBeside.apply(places, length, query)
+        query, *rows = applied(_TakeBeside, places, length, query)
     else:
-        found = _TakeBeside.apply(places, length, query, key, value)
+        found = applied(_TakeBeside, places, length, query, key, value)
         query, key, value, own_key, own_value, *rows = found
     taken = dict(zip(places.selections, rows, strict=True))
     return Beside(query, key, value, own_key, own_value, taken)

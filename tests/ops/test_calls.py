@@ -326,3 +326,25 @@ def test_rows_of_inference_mode_serve_a_training_step() -> None:
     k, v = torch.randn(1, 1, 5, 8), torch.randn(1, 1, 5, 8)
     side_attention(q, k, v, rows, allowed=sets, backend="reference").out.sum().backward()
     assert q.grad.isfinite().all() and "_kept" not in vars(rows)
+
+
+def test_a_node_is_applied_as_torch_applies_it() -> None:
+    """Refused by transforms, which need more of a node than ours has."""
+
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor) -> Tensor:
+            return 2.0 * x
+
+        @staticmethod
+        def backward(ctx, dy: Tensor) -> Tensor:
+            return 2.0 * dy
+
+    x = torch.ones(3, requires_grad=True)
+    y = calls.applied(Double, x)
+    assert y.grad_fn.name() == Double.apply(x).grad_fn.name()
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == [2.0] * 3
+    assert not calls.applied(Double, x.detach()).requires_grad
+    for transform in (torch.func.grad, torch.func.vmap):
+        with pytest.raises(RuntimeError, match="setup_context"):
+            transform(lambda z: calls.applied(Double, z).sum())(x.detach())
