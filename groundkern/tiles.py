@@ -194,8 +194,8 @@ def prepared(
     Args:
         inputs: a NamedTuple of tensors and None.
         operands: how many of them are read in rows (`rows_contiguous`); the others are contiguous.
-        checked: these are what the call was checked with. A backward may be given others by hooks on
-            saved tensors.
+        checked: these are what the call was checked with. A backward may be given others, by hooks
+            on saved tensors.
     """
     checked = checked and call.of_one_signature
     if checked and (ready := call.prepared.get("launch")) is not None:
