@@ -385,7 +385,11 @@ void Kernel<T, X>::backward_panel(const Sequence& sequence, State& state, int64_
   float weights[LANES], A[LANES], dweight[LANES], sum_p[LANES];
   const Lanes lanes = lanes_of(state, head, panel, weights);
   isa.map_gradient(options, {s, value, U}, lanes, rows, p, {A, dweight, sum_p});
+  const uint32_t* const bits = block.panel_bits(panel);
   each_lane(block, panel, [&](int64_t l, int64_t n, int64_t h) {
+    for (int64_t u = 0; std::isnan(lanes.norm[l]) && u < U; ++u) {  // not to keys it does not see
+      if (!((bits[u / 32 * LANES + l] >> (u % 32)) & 1)) p[u * LANES + l] = 0.0f;
+    }
     if (!left_out(n, head * group + h)) return;
     A[l] = dweight[l] = 0.0f;
     for (int64_t u = 0; u < U; ++u) {
@@ -400,9 +404,8 @@ void Kernel<T, X>::backward_panel(const Sequence& sequence, State& state, int64_
     for (int64_t i = 0; i < U * LANES; ++i) s[i] *= op.options.scale;
   } else {
     // p sums to 1 only as far as norm is exact: a given lse was summed from other roundings of the
-    // scores, and a score of 500 is rounded by 3e-5. A key's share of A must not depend on that,
-    // because ds sums to 0: what is left over would be multiplied by all that the keys have in
-    // common.
+    // scores, and one of 500 is itself rounded by 1.5e-5. ds must sum to 0 nonetheless, because
+    // what is left over would be multiplied by all that the keys have in common.
     for (int64_t l = 0; l < LANES; ++l) A[l] = sum_p[l] == 0.0f ? 0.0f : A[l] / sum_p[l];
     isa.subtract_mean(s, p, U, A, op.options.scale);
   }
