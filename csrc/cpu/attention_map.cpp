@@ -34,16 +34,8 @@ typename Kernel<T, X>::Sequence Kernel<T, X>::sequence_of(int64_t b,
     column[at[key]] = 1;
     if (live.empty() || live.back() != at[key] / LANES) live.push_back(at[key] / LANES);
   }
-  return {b,
-          std::move(listed),
-          std::move(of),
-          std::move(place),
-          std::move(live),
-          std::move(column),
-          {},
-          {},
-          {},
-          {}};
+  return {b, std::move(listed), std::move(of), std::move(place), std::move(live),
+          std::move(column), {}, {}, {}, {}};
 }
 
 template <class T, class X>
@@ -403,9 +395,8 @@ void Kernel<T, X>::backward_panel(const Sequence& sequence, State& state, int64_
     });
     for (int64_t i = 0; i < U * LANES; ++i) s[i] *= op.options.scale;
   } else {
-    // p sums to 1 only as far as norm is exact: a given lse was summed from other roundings of the
-    // scores, and one of 500 is itself rounded by 1.5e-5. ds must sum to 0 nonetheless, because
-    // what is left over would be multiplied by all that the keys have in common.
+    // p sums to 1 only as far as norm is exact (one of 500 is rounded by 1.5e-5), but ds must sum to
+    // 0: what is left over would be multiplied by all that the keys have in common.
     for (int64_t l = 0; l < LANES; ++l) A[l] = sum_p[l] == 0.0f ? 0.0f : A[l] / sum_p[l];
     isa.subtract_mean(s, p, U, A, op.options.scale);
   }
