@@ -192,6 +192,13 @@ def take_beside(
     return Beside(query, key, value, own_key, own_value, taken)
 
 
+def _first(x: Tensor, length: int) -> Tensor:
+    """[B, H, S, D] of [B, H, T, D]."""
+    if type(x) is not Tensor:
+        return x.narrow(2, 0, length)
+    return x.as_strided((*x.shape[:2], length, x.shape[3]), x.stride())  # twice as fast
+
+
 class _TakeBeside(Function):
     @staticmethod
     def forward(ctx: Any, places: Places, length: int, *tensors: Tensor):
@@ -201,10 +208,11 @@ class _TakeBeside(Function):
         if len(tensors) == 1:
             first = [tensors[0].view_as(tensors[0])]
         else:
-            q, k, v = [x.narrow(2, 0, length) for x in tensors]
+            q, k, v = [_first(x, length) for x in tensors]
             first = [q, k, v, k.view_as(k), v.view_as(v)]
-            pairs = zip((*tensors, *tensors[1:]), first, strict=True)
-            ctx.mark_non_differentiable(*[y for x, y in pairs if not x.requires_grad])
+            if not all([x.requires_grad for x in tensors]):
+                pairs = zip((*tensors, *tensors[1:]), first, strict=True)
+                ctx.mark_non_differentiable(*[y for x, y in pairs if not x.requires_grad])
         ctx.shape = first[0].shape
         return *first, *places.take(tensors[0])
 
