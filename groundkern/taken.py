@@ -210,7 +210,7 @@ class _TakeBeside(Function):
         else:
             q, k, v = [_first(x, length) for x in tensors]
             first = [q, k, v, k.view_as(k), v.view_as(v)]
-            if not all([x.requires_grad for x in tensors]):
+            if not all(x.requires_grad for x in tensors):
                 pairs = zip((*tensors, *tensors[1:]), first, strict=True)
                 ctx.mark_non_differentiable(*[y for x, y in pairs if not x.requires_grad])
         ctx.shape = first[0].shape
