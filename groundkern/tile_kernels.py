@@ -100,16 +100,39 @@ def store_tile(ptr, at, mask, x, DIM: tl.constexpr):
 
 
 @helper
+def stride_of(x, stride, DIM: tl.constexpr):
+    """A stride of `Heads` or `Keys`, as one that 16 bytes divide where they divide DIM: so it is
+    (`tiles.rows_contiguous`, and 0 is as good as any where a size is 1), but the compiler knows
+    only of multiples of 16 elements, and would load heads of 72 element by element."""
+    WIDTH: tl.constexpr = 128 // x.ptr.dtype.element_ty.primitive_bitwidth
+    if DIM % WIDTH == 0:
+        stride = stride // WIDTH * WIDTH
+    return stride
+
+
+@helper
+def store_rows(ptr, at, count, x, DIM: tl.constexpr):
+    """x [BLOCK, padded DIM] to rows `at` and on of a contiguous matrix [..., DIM], as many as
+    `count`. Where the block begins is added to the pointer, so that what is left to address its
+    rows is known to the compiler."""
+    i = tl.arange(0, x.shape[0])
+    store_tile(ptr + wide(at) * DIM, i, i < count, x, DIM)
+
+
+@helper
 def load_heads(x, n, head, mask, DIM: tl.constexpr):
     """A row tile of `Heads`: [BLOCK_M, padded DIM]."""
-    return load_tile(x.ptr, n.to(tl.int64) * x.n + head.to(tl.int64) * x.h, 1, mask, DIM)
+    at = n.to(tl.int64) * stride_of(x, x.n, DIM) + head.to(tl.int64) * stride_of(x, x.h, DIM)
+    return load_tile(x.ptr, at, 1, mask, DIM)
 
 
 @helper
 def load_keys(x, b, kv_head, j, mask, DIM: tl.constexpr):
     """A key tile of `Keys`: [BLOCK_N, padded DIM]."""
-    head = x.ptr + wide(kv_head) * x.h  # first, so that a loop over b computes it once
-    return load_tile(head + wide(b) * x.b, j, x.s, mask, DIM)
+    # The head first, so that a loop over b computes it once.
+    head = x.ptr + wide(kv_head) * stride_of(x, x.h, DIM)
+    of_sequence = head + wide(b) * stride_of(x, x.b, DIM)
+    return load_tile(of_sequence, j, stride_of(x, x.s, DIM), mask, DIM)
 
 
 @helper
@@ -188,11 +211,16 @@ def mask_words(selection, start, stop, member, w, keys):
 @helper
 def allowed_keys(selection, start, stop, member, j0, keys, BLOCK_N: tl.constexpr):
     """Omega of (S1) on keys j0 .. j0 + BLOCK_N, j0 a multiple of 32: [BLOCK_M, BLOCK_N]."""
-    w = j0 // 32 + tl.arange(0, BLOCK_N // 32)
-    bounds = (start[:, None], stop[:, None], member[:, None])
-    words = mask_words(selection, bounds[0], bounds[1], bounds[2], w[None, :], keys)
-    bits = (words[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
-    return tl.reshape(bits, (start.shape[0], BLOCK_N)) != 0
+    if selection.bits is None:
+        j = j0 + tl.arange(0, BLOCK_N)
+        allowed = (j[None, :] >= start[:, None]) & (j[None, :] < stop[:, None])
+    else:
+        w = j0 // 32 + tl.arange(0, BLOCK_N // 32)
+        bounds = (start[:, None], stop[:, None], member[:, None])
+        words = mask_words(selection, bounds[0], bounds[1], bounds[2], w[None, :], keys)
+        bits = (words[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
+        allowed = tl.reshape(bits, (start.shape[0], BLOCK_N)) != 0
+    return allowed
 
 
 @helper

@@ -8,15 +8,17 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from unittest import mock
 
 from benchmarks.aot.reading import amdgcn, sass
 from benchmarks.aot.reading.code import Instruction, main_loop, shaped
 from benchmarks.aot.reading.ttgir import in_flight, narrowed, tensor_memory_shapes
-from benchmarks.aot.recorder import GPUTarget, LabelledLaunch, triton
+from benchmarks.aot.recorder import GPUTarget, LabelledLaunch, target_info, triton
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def compiled(launch: LabelledLaunch, name: str, read: bool = True) -> dict[str, 
     target = TARGETS[name]
     source, options = launch.source(target.gpu)
     try:
-        kernel = triton.compile(source, target=target.gpu, options=options)
+        with _running_on(target.gpu):
+            kernel = triton.compile(source, target=target.gpu, options=options)
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         failure = f"does not compile: {type(error).__name__}: {' '.join(lines[-3:])}"
@@ -65,6 +68,18 @@ def compiled(launch: LabelledLaunch, name: str, read: bool = True) -> dict[str, 
     if read:
         got |= _read(kernel, target.gpu)
     return {**got, "failure": _failure(launch, target, kernel.asm["ttir"], got, bool(found))}
+
+
+@contextmanager
+def _running_on(gpu: GPUTarget) -> Iterator[None]:
+    """Kernels that ask what they run on are told this; otherwise Triton asks the driver."""
+
+    def current_target() -> GPUTarget:
+        return gpu
+
+    current_target.__triton_builtin__ = True  # as Triton's own: no part of a kernel's hash
+    with mock.patch.object(target_info, "current_target", current_target):
+        yield
 
 
 def _failure(

@@ -8,11 +8,27 @@ leaves its part of dq. Otherwise `_backward_dq_kernel` owns a row tile and `_bac
 key tile. No sync, and no atomic but the two counters of a merge.
 """
 
+import triton
 import triton.language as tl
 
 from groundkern import attention_kernels as ak
 from groundkern import tile_kernels as tk
 from groundkern.tiles import helper, kernel, padded
+
+
+@triton.constexpr_function
+def _sums_in_threads() -> bool:
+    """Whether threads hold so much of a product's rows that they sum them at little cost: on AMD,
+    and where products are read from tensor memory."""
+    info = tl.target_info
+    return info.is_hip() or (info.cuda_capability_geq(10) and not info.cuda_capability_geq(12))
+
+
+@helper
+def _sum_of_halves(p):
+    """The sums of either half of each row: [BLOCK_M, 2]. Where 8 warps read a product from tensor
+    memory, each half lies in the registers of a thread, and no warp has to wait for another."""
+    return tl.sum(tl.reshape(p, (p.shape[0], 2, p.shape[1] // 2)).to(tl.float32), 2)
 
 
 @helper
@@ -41,13 +57,15 @@ def _sweep(
     # With few lanes the columns of a product are divided among the warps, and each thread has few
     # of p: without a maximum that changes, these are only added up at the end.
     FEW: tl.constexpr = shift.shape[0] < 64
-    SUMS: tl.constexpr = BLOCK_N if FEW and not RUNNING else 1
+    # Elsewhere a product with ones makes the second sum, with as few columns as leave them in
+    # registers: more would take shared memory. Where products are read from tensor memory it would
+    # take barriers, and on AMD as much as the other product; beside 256 columns of acc there are no
+    # registers for it.
+    BY_DOT: tl.constexpr = FEW or (DV <= 128 and not _sums_in_threads())
+    SUMS: tl.constexpr = 1 if RUNNING else BLOCK_N if FEW else 1 if BY_DOT else 2
     l = tl.zeros((shift.shape[0], SUMS), tl.float32)
-    # As few as leave ones in registers: more would take shared memory. Beside 256 columns of acc
-    # there are no registers for the product.
-    BY_DOT: tl.constexpr = FEW or DV <= 128
     ones = tl.full((BLOCK_N, 32 if FEW else 8), 1.0, tl.float32).to(x.v.ptr.dtype.element_ty)
-    weights = tl.zeros((shift.shape[0], ones.shape[1]), tl.float32)
+    weights = tl.zeros((shift.shape[0], ones.shape[1] if BY_DOT else 2), tl.float32)
     for e in range(tl.program_id(2), count, tl.num_programs(2)):
         j0 = ak.first_key(x, first, e, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
@@ -61,16 +79,16 @@ def _sweep(
             rescale = tl.exp2(m - shift)[:, None]
             l, acc, m = l * rescale, acc * rescale, m_new
         p = tl.exp2(s - shift[:, None])
-        l += tl.sum(p, 1)[:, None] if SUMS == 1 else p
+        if SUMS == 2:
+            l += _sum_of_halves(p)
+        else:
+            l += tl.sum(p, 1)[:, None] if SUMS == 1 else p
         rounded = p.to(v.dtype)
         acc += tk.dot(rounded, v)
         if not RUNNING:
-            if BY_DOT:
-                weights += tk.dot(rounded, ones)
-            else:
-                weights += tl.sum(rounded.to(tl.float32), 1)[:, None]
+            weights += tk.dot(rounded, ones) if BY_DOT else _sum_of_halves(rounded)
     if not RUNNING:
-        m = tl.max(weights, 1)  # its columns are the same
+        m = tl.max(weights, 1) if BY_DOT else tl.sum(weights, 1)  # of ones the columns are the same
     return m, tl.sum(l, 1), acc
 
 
@@ -331,15 +349,19 @@ def _backward_kernel(
     dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
     to = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys
     PARTS: tl.constexpr = TILE_N // BLOCK_N
-    for e in range(split, count * PARTS, tl.num_programs(2)):
+    # AMD copies keys ahead through registers, for which there is no room beside wide heads. (With a
+    # softcap there is: what is copied then spills without.)
+    IN_PLACE: tl.constexpr = D > 128 and x.softcap is None and tl.target_info.is_hip()
+    AHEAD: tl.constexpr = 1 if IN_PLACE else None
+    for e in tl.range(split, count * PARTS, tl.num_programs(2), num_stages=AHEAD):
         j0 = ak.first_key(x, first, e // PARTS, keys, TILE_N) + e % PARTS * BLOCK_N
         j = j0 + tl.arange(0, BLOCK_N)
         k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
         v = tk.load_keys(x.v, b, kv_head, j, j < keys, DV)
         allowed = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
         p, ds = _gradient(x, q, k, v, dout, lse, delta, allowed)
-        tk.store_tile(dv_ptr, to + j, j < keys, _over_rows(p.to(dout.dtype), dout), DV)
-        tk.store_tile(dk_ptr, to + j, j < keys, _over_rows(ds, q) * x.scale, D)
+        tk.store_rows(dv_ptr, to + j0, keys - j0, _over_rows(p.to(dout.dtype), dout), DV)
+        tk.store_rows(dk_ptr, to + j0, keys - j0, _over_rows(ds, q) * x.scale, D)
         dq += tk.dot(ds, k)
     n, head, mask = ak.row_tile_again(x, BLOCK_M)
     at = (split * tk.wide(N) + n) * x.heads + head
@@ -348,9 +370,8 @@ def _backward_kernel(
     zero_v = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
     for e in range(count * PARTS + split, tl.cdiv(keys, TILE_N) * PARTS, tl.num_programs(2)):
         j0 = ak.unread_key(x, first, count, e // PARTS, keys, TILE_N) + e % PARTS * BLOCK_N
-        j = j0 + tl.arange(0, BLOCK_N)
-        tk.store_tile(dk_ptr, to + j, j < keys, zero_k, D)
-        tk.store_tile(dv_ptr, to + j, j < keys, zero_v, DV)
+        tk.store_rows(dk_ptr, to + j0, keys - j0, zero_k, D)
+        tk.store_rows(dv_ptr, to + j0, keys - j0, zero_v, DV)
 
 
 @kernel
@@ -437,6 +458,6 @@ def _backward_dkv_kernel(
         delta = tl.load(delta_ptr + at, mask=mask, other=0.0)
         ds = tk.uncapped_gradient(p * (dp - delta[None, :]), raw * x.scale, x.softcap)
         dk += tk.dot(ds.to(q.dtype), q)
-    at = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
-    tk.store_tile(dk_ptr, at, j < keys, dk * x.scale, D)
-    tk.store_tile(dv_ptr, at, j < keys, dv, DV)
+    at = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j0
+    tk.store_rows(dk_ptr, at, keys - j0, dk * x.scale, D)
+    tk.store_rows(dv_ptr, at, keys - j0, dv, DV)

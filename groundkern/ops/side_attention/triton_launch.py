@@ -38,7 +38,7 @@ TILES = {  # of Hopper and later
     ("backward", True, 128, 16): Tile(16, 32, 8, 1),
     ("backward", True, 256, 16): Tile(16, 32, 8, 1),
     ("dq", False, 128): Tile(128, 64, 8, 3),
-    ("dq", False, 256): Tile(64, 32, 8, 2),
+    ("dq", False, 256): Tile(64, 32, 8, 2, 255),
     ("dq", True, 128): Tile(16, 32, 8, 1),
     ("dq", True, 256): Tile(16, 32, 8, 1),
     ("dkv", False, 128): Tile(32, 128, 8, 3),
