@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from groundkern.kept import kept, versions
 from groundkern.messages import fail
@@ -45,6 +46,7 @@ class Call:
         self.selection, self.plan = selection.contiguous(), plan
         self.options, self.backend, self.whole = options, backend, whole
         self.prepared: dict[Hashable, Any] = {}  # what all layers share, and nothing writes to
+        self.of_one_signature = False  # whether a forward's inputs are known to have the same
         self._read = [x for x in selection if x is not None]
         self._versions = None if torch.compiler.is_compiling() else versions(self._read)
 
@@ -86,7 +88,9 @@ def called(
     tensors = [x for x in others if not isinstance(x, KeySets)]
     if not is_direct([*inputs, *tensors]):
         return make(), False
-    return kept(rows, others, (options, signature(inputs)), make), True
+    found = kept(rows, others, (options, signature(inputs)), make)
+    found.of_one_signature = True
+    return found, True
 
 
 def is_direct(tensors: Iterable[Tensor | None]) -> bool:
@@ -103,6 +107,14 @@ def is_direct(tensors: Iterable[Tensor | None]) -> bool:
         if type(x) not in PLAIN or x.is_meta or not torch._C._has_storage(x):
             return False
     return True
+
+
+def applied(node: type[Function], *arguments: Any) -> Any:
+    """`node.apply(*arguments)`, which in Python looks among all arguments for what torch.func may
+    have left behind: here only while one of its transforms is active."""
+    if torch._C._are_functorch_transforms_active():
+        return node.apply(*arguments)
+    return super(Function, node).apply(*arguments)
 
 
 def signature(tensors: Iterable[Tensor | None]) -> tuple:

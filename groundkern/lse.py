@@ -298,7 +298,9 @@ def lse_of_graph(out: Tensor, q: Tensor) -> Tensor | None:
         name = "" if node is None else node.name()
         if name in SAVED:
             kernel, statistics = SAVED[name]
-            return _tested_lse(kernel, out.dtype, _squeezed(getattr(node, statistics).detach()), q)
+            lse = getattr(node, statistics)
+            lse = lse.detach() if lse.requires_grad else lse
+            return _tested_lse(kernel, out.dtype, _squeezed(lse), q)
         if node is None or name.removesuffix("Backward0") not in MOVES:
             return None
         node = node.next_functions[0][0]

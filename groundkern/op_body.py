@@ -9,7 +9,7 @@ An op's schema, its body and its fake are written in terms of the NamedTuples of
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import wraps
+from functools import cache, wraps
 from typing import get_type_hints
 
 import torch
@@ -79,9 +79,12 @@ def in_body(device: torch.device) -> AbstractContextManager:
     """What an op's body runs in: on its tensors' device and without autocast."""
     kind = device.type
     # Making autocast's own context takes longer than asking for it; there is none for meta.
-    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    casts = _has_autocast(kind) and torch.is_autocast_enabled(kind)
     here = torch.cuda.device(device) if kind == "cuda" else NOTHING
     return _without_autocast(here, kind) if casts else here
+
+
+_has_autocast = cache(torch.amp.is_autocast_available)
 
 
 @contextmanager
@@ -92,9 +95,9 @@ def _without_autocast(here: AbstractContextManager, kind: str) -> Iterator[None]
 
 def empty_like(x: Tensor) -> Tensor:
     """Contiguous, whatever the strides of x."""
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def zeros_like(x: Tensor) -> Tensor:
     """Contiguous, whatever the strides of x."""
-    return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+    return torch.zeros_like(x, memory_format=torch.contiguous_format)

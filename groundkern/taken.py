@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from groundkern import backends
-from groundkern.calls import is_direct
+from groundkern.calls import applied, is_direct
 from groundkern.op_body import in_body
 from groundkern.together import added
 
@@ -60,11 +60,30 @@ class Places:
         self.position = torch.cat([position for _, position in places]).clamp(min=0).long()
         self.launches: dict[Any, Any] = {}  # of the Triton kernel
         self._zeros: dict[tuple, Tensor] = {}
+        self._found: dict[int, Tensor] = {}
 
     def take(self, x: Tensor) -> Sequence[Tensor]:
         """[N, H, D] of x [B, H, T, D], or [N, H] of [B, H, T], of each selection."""
-        taken = x[self.sequence, :, self.position]
+        shape, strides = x.shape, x.stride()
+        of_batch, of_token = strides[0] if shape[0] > 1 else 0, strides[2]
+        if type(x) is Tensor and of_token > 0 and of_batch % of_token == 0:
+            # One index says where a row is: twice as fast as two, with a slice between.
+            apart = of_batch // of_token  # sequences, in tokens
+            tokens = (shape[0] - 1) * apart + shape[2]
+            every = x.as_strided(
+                (tokens, shape[1], *shape[3:]), (of_token, strides[1], *strides[3:])
+            )
+            taken = every.index_select(0, self._places(apart))
+        else:
+            taken = x[self.sequence, :, self.position]
         return (taken,) if len(self.sizes) == 1 else taken.split_with_sizes(self.sizes)
+
+    def _places(self, apart: int) -> Tensor:
+        """int64 [N], where sequences are so many tokens apart."""
+        found = self._found.get(apart)
+        if found is None:
+            found = self._found[apart] = self.sequence * apart + self.position
+        return found
 
     def taken(self, x: Tensor) -> Taken:
         """The same by selection."""
@@ -165,12 +184,19 @@ def take_beside(
         return Beside(query, key, value, key, value, taken)
     own_key, own_value = key, value
     if alone:
-        query, *rows = _TakeBeside.apply(places, length, query)
+        query, *rows = applied(_TakeBeside, places, length, query)
     else:
-        found = _TakeBeside.apply(places, length, query, key, value)
+        found = applied(_TakeBeside, places, length, query, key, value)
         query, key, value, own_key, own_value, *rows = found
     taken = dict(zip(places.selections, rows, strict=True))
     return Beside(query, key, value, own_key, own_value, taken)
+
+
+def _first(x: Tensor, length: int) -> Tensor:
+    """[B, H, S, D] of [B, H, T, D]."""
+    if type(x) is not Tensor:
+        return x.narrow(2, 0, length)
+    return x.as_strided((*x.shape[:2], length, x.shape[3]), x.stride())  # twice as fast
 
 
 class _TakeBeside(Function):
@@ -182,10 +208,11 @@ class _TakeBeside(Function):
         if len(tensors) == 1:
             first = [tensors[0].view_as(tensors[0])]
         else:
-            q, k, v = [x.narrow(2, 0, length) for x in tensors]
+            q, k, v = [_first(x, length) for x in tensors]
             first = [q, k, v, k.view_as(k), v.view_as(v)]
-            pairs = zip((*tensors, *tensors[1:]), first, strict=True)
-            ctx.mark_non_differentiable(*[y for x, y in pairs if not x.requires_grad])
+            if not all(x.requires_grad for x in tensors):
+                pairs = zip((*tensors, *tensors[1:]), first, strict=True)
+                ctx.mark_non_differentiable(*[y for x, y in pairs if not x.requires_grad])
         ctx.shape = first[0].shape
         return *first, *places.take(tensors[0])
 
@@ -197,15 +224,15 @@ class _TakeBeside(Function):
         plain = not torch.is_grad_enabled() and is_direct(gradients)
         if plain and places.join is not None:
             with in_body(next(x for x in gradients if x is not None).device):
-                whole = places.join(places, (dq, dk, dv), (own_dk, own_dv), of_rows, ctx.shape)
-        else:
-            rows = _rows(of_rows, places, ctx.shape)
-            if dq is None and rows is not None:
-                dq = rows.new_zeros(ctx.shape)
-            sums = dq, added(own_dk, dk, ours=False), added(own_dv, dv, ours=False)
-            whole = [None if x is None else places.whole(x) for x in sums]
-            if rows is not None:
-                whole[0] = places.add(whole[0], rows)
+                found = places.join(places, (dq, dk, dv), (own_dk, own_dv), of_rows, ctx.shape)
+            return None, None, *found[: ctx.count]
+        rows = _rows(of_rows, places, ctx.shape)
+        if dq is None and rows is not None:
+            dq = rows.new_zeros(ctx.shape)
+        sums = dq, added(own_dk, dk, ours=False), added(own_dv, dv, ours=False)
+        whole = [None if x is None else places.whole(x) for x in sums]
+        if rows is not None:
+            whole[0] = places.add(whole[0], rows)
         found = [None if x is None else x.transpose(1, 2) for x in whole]
         return None, None, *found[: ctx.count]
 

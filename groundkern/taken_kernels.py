@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 import triton.language as tl
 from torch import Tensor
 
@@ -82,6 +83,11 @@ class Places(Protocol):
         """Of each selection, the first row of each token, and the rows by their tokens."""
 
 
+def _laid(batch: int, total: int, heads: int, dim: int) -> tuple[tuple[int, ...], ...]:
+    """Shape and strides of [B, H, T, D] that lies in memory as projections lay it: [B, T, H, D]."""
+    return (batch, heads, total, dim), (total * heads * dim, dim, heads * dim, 1)
+
+
 class _Launch:
     """What is launched for gradients of a signature; arguments as in `join`."""
 
@@ -96,21 +102,23 @@ class _Launch:
         self.launcher, total = Launcher(), places.total
         batch, heads, length, dim = shape
         keys = [y if x is None else x for x, y in zip(main[1:], beside)]
-        self.shapes = [None if x is None else (batch, total, x.shape[1], x.shape[3]) for x in keys]
+        sizes = [None if x is None else (x.shape[1], x.shape[3]) for x in keys]
         added = any(x is not None for x in rows)
-        self.shapes.insert(0, (batch, total, heads, dim) if added or main[0] is not None else None)
+        sizes.insert(0, (heads, dim) if added or main[0] is not None else None)
+        self.laid = [None if x is None else _laid(batch, total, *x) for x in sizes]
         self.strides = [None if x is None else x.stride()[:3] for x in (*main, *beside)]
         self.by_token = places.by_token(batch) if added else []
-        self.sizes = (length, total, *[1 if x is None else x[2] * x[3] for x in self.shapes])
-        value = self.shapes[2] or (1,)
+        self.sizes = (length, total, *[1 if x is None else x[0] * x[1] for x in sizes])
+        value = sizes[2] or (1,)
         self.constants = {"BLOCK": BLOCK, "D": dim, "DV": value[-1], "num_warps": 4}
-        self.grid = (batch * total, 1 if self.shapes[1:] == [None, None] else 2)
+        self.grid = (batch * total, 1 if sizes[1:] == [None, None] else 2)
 
     def __call__(
         self, tensors: Sequence[Tensor | None], rows: Sequence[Tensor | None], like: Tensor
     ) -> list[Tensor | None]:
         """Of main and then beside."""
-        to = [None if shape is None else like.new_empty(shape) for shape in self.shapes]
+        made = {"dtype": like.dtype, "device": like.device}
+        to = [None if laid is None else torch.empty_strided(*laid, **made) for laid in self.laid]
         pairs = zip(tensors, self.strides)
         read = [None if x is None else Keys(x, *strides) for x, strides in pairs]
         found = [(x, *by) for x, by in zip(rows, self.by_token) if x is not None]
@@ -126,7 +134,8 @@ def join(
     rows: Sequence[Tensor | None],
     shape: Sequence[int],
 ) -> list[Tensor | None]:
-    """The gradients of the queries, keys and values [B, T, H, D] of all tokens, in one launch.
+    """The gradients of the queries, keys and values [B, H, T, D] of all tokens, in one launch; in
+    memory they lie as [B, T, H, D].
 
     Args:
         places: of the rows.
@@ -135,10 +144,13 @@ def join(
         rows: [N, Hq, D] of each selection, or None.
         shape: [B, Hq, S, D] of the main pass's queries.
     """
-    tensors = [None if x is None else rows_contiguous(x) for x in (*main, *beside)]
-    rows = [None if x is None else aligned(x) for x in rows]
-    key = signature((*tensors, *rows))
-    launch = places.launches.get(key)
-    if launch is None:
-        launch = places.launches[key] = _Launch(places, tensors[:3], tensors[3:], rows, shape)
+    tensors, key = (*main, *beside), signature((*main, *beside, *rows))
+    launch, copied = places.launches.get(key, (None, True))
+    if copied:
+        tensors, given = [None if x is None else rows_contiguous(x) for x in tensors], tensors
+        rows, taken = [None if x is None else aligned(x) for x in rows], rows
+        if launch is None:
+            launch = _Launch(places, tensors[:3], tensors[3:], rows, shape)
+            pairs = zip((*tensors, *rows), (*given, *taken))
+            places.launches[key] = launch, any(x is not y for x, y in pairs)
     return launch(tensors, rows, next(x for x in (*tensors, *rows) if x is not None))

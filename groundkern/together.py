@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from groundkern.calls import Call, is_direct, signature
+from groundkern.calls import Call, applied, is_direct, signature
 from groundkern.op_body import NOTHING, in_body
 
 
@@ -78,7 +78,9 @@ def run(asked: Sequence[Asked]) -> list[tuple[Tensor, ...]]:
             continue
         values = [x.inputs.v for x in calls if x.inputs.v is not None]
         beside = [x for each in calls for x in (each.inputs[0], *each.inputs[3:])]
-        results = _Together.apply(calls, calls[0].inputs.k, values[0] if values else None, *beside)
+        results = applied(
+            _Together, calls, calls[0].inputs.k, values[0] if values else None, *beside
+        )
         for i, each in zip(members, calls):
             found[i], results = results[: each.op.RESULTS], results[each.op.RESULTS :]
     return found

@@ -4,7 +4,7 @@
 //   M_c = sum_h w_h p_hc                                                                       (K2)
 //   M_c = sum_h p_hc f(v_c . g_h)                                                              (C1)
 //   KL = sum_c P_c (log P_c - log M_c)  or  sum_h w_h sum_c P_c (log P_c - log p_hc)           (K3)
-//   a_hc = dL / dlog p_hc,  A_h = sum_c a_hc,  ds_hj = (a_hj - A_h exp(s_hj - norm_h)) dcap;
+//   a_hc = dL / dlog p_hc,  A_h = sum_c a_hc,  ds_hj = (a_hj - A_h p_hj / sum_j p_hj) dcap;
 //   of a given norm that takes a gradient: dnorm_h = -A_h,  ds_hj = a_hj dcap
 //   dq = scale sum_j ds_j k_j,  dk_j = scale sum_n ds_nj q_n
 //
@@ -34,16 +34,8 @@ typename Kernel<T, X>::Sequence Kernel<T, X>::sequence_of(int64_t b,
     column[at[key]] = 1;
     if (live.empty() || live.back() != at[key] / LANES) live.push_back(at[key] / LANES);
   }
-  return {b,
-          std::move(listed),
-          std::move(of),
-          std::move(place),
-          std::move(live),
-          std::move(column),
-          {},
-          {},
-          {},
-          {}};
+  return {b, std::move(listed), std::move(of), std::move(place), std::move(live),
+          std::move(column), {}, {}, {}, {}};
 }
 
 template <class T, class X>
@@ -382,10 +374,14 @@ void Kernel<T, X>::backward_panel(const Sequence& sequence, State& state, int64_
   float* const p = scratch;                                    // [U, LANES]
   float* const paired = scratch + U * LANES;                   // [U, LANES] of X, if bf16
   float* const sums = scratch + (narrow ? 2 : 1) * U * LANES;  // [LANES, D] or [LANES, Dv]
-  float weights[LANES], A[LANES], dweight[LANES];
+  float weights[LANES], A[LANES], dweight[LANES], sum_p[LANES];
   const Lanes lanes = lanes_of(state, head, panel, weights);
-  isa.map_gradient(options, {s, value, U}, lanes, rows, p, A, dweight);
+  isa.map_gradient(options, {s, value, U}, lanes, rows, p, {A, dweight, sum_p});
+  const uint32_t* const bits = block.panel_bits(panel);
   each_lane(block, panel, [&](int64_t l, int64_t n, int64_t h) {
+    for (int64_t u = 0; std::isnan(lanes.norm[l]) && u < U; ++u) {  // not to keys it does not see
+      if (!((bits[u / 32 * LANES + l] >> (u % 32)) & 1)) p[u * LANES + l] = 0.0f;
+    }
     if (!left_out(n, head * group + h)) return;
     A[l] = dweight[l] = 0.0f;
     for (int64_t u = 0; u < U; ++u) {
@@ -399,6 +395,9 @@ void Kernel<T, X>::backward_panel(const Sequence& sequence, State& state, int64_
     });
     for (int64_t i = 0; i < U * LANES; ++i) s[i] *= op.options.scale;
   } else {
+    // p sums to 1 only as far as norm is exact (one of 500 is rounded by 1.5e-5), but ds must sum to
+    // 0: what is left over would be multiplied by all that the keys have in common.
+    for (int64_t l = 0; l < LANES; ++l) A[l] = sum_p[l] == 0.0f ? 0.0f : A[l] / sum_p[l];
     isa.subtract_mean(s, p, U, A, op.options.scale);
   }
 

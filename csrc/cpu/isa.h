@@ -69,6 +69,12 @@ struct RowFactors {
   int64_t stride;
 };
 
+// What map_gradient sums over keys, [LANES] each: a, the gradient of the head's weight, and p
+// without the slope of a softcap.
+struct MapSums {
+  float *a, *weight, *p;
+};
+
 // What a KL or a map does with a head.
 struct MapOptions {
   MapKind kind;
@@ -137,11 +143,10 @@ struct Isa {
   void (*add_to_map)(const MapOptions& options, const PanelScores& head, const Lanes& lanes,
                      const float* maximum, float* total, int64_t stride);
   // scores become a = dL / dlog p, p [keys, LANES] becomes exp(scores - norm), value becomes the
-  // gradient of v . g; sum_a and sum_weight [LANES] are sums over keys of a and of the weight's
-  // gradient. With a softcap, a and p are multiplied by its slope.
+  // gradient of v . g. With a softcap, a and p are multiplied by its slope.
   void (*map_gradient)(const MapOptions& options, const PanelScores& head, const Lanes& lanes,
-                       const RowFactors& rows, float* p, float* sum_a, float* sum_weight);
-  // scores = scale (scores - A [LANES] p)
+                       const RowFactors& rows, float* p, const MapSums& sums);
+  // scores = scale (scores - A [LANES] p), where a NaN in A does not reach keys whose p is 0.
   void (*subtract_mean)(float* scores, const float* p, int64_t keys, const float* A, float scale);
 
   void (*logarithms)(float* x, int64_t count);  // x [count] -> log(x)

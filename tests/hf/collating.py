@@ -21,11 +21,16 @@ PROCESSORS = {"qwen": tiny_qwen_processor, "llava": tiny_llava_processor}
 
 
 @cache
-def make_config(family, vocabulary=512):
+def _image_token(family):
     token = tiny_qwen_processor().tokenizer.convert_tokens_to_ids
+    return token({"qwen": "<|image_pad|>", "llava": "<image>"}[family])
+
+
+def make_config(family, vocabulary=512):
+    """A new one, which a test may change."""
     return SimpleNamespace(
         model_type={"qwen": "qwen2_5_vl", "llava": "llava"}[family],
-        image_token_id=token({"qwen": "<|image_pad|>", "llava": "<image>"}[family]),
+        image_token_id=_image_token(family),
         get_text_config=lambda: SimpleNamespace(vocab_size=vocabulary),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from benchmarks.families.zoo.first import tiny_qwen_model
 from groundkern import asked
 from groundkern.hf import Klal, Smam, attach, detach
 from groundkern.hf.model import attention
+from groundkern.hf.model.attention import SHIFT_FROM, BodyRun
 from tests.hf.closeness import gradients
 from tests.hf.conftest import MODELS
 from tests.hf.samples import SAMPLES, make_batch
@@ -27,6 +30,11 @@ class Counted:
             return op(*arguments, **options)
 
         monkeypatch.setattr(module, name, counted)
+
+
+def always(*_) -> bool:
+    """In place of `BodyRun.shifts`."""
+    return True
 
 
 def _run(model, batch: dict) -> tuple[torch.Tensor, dict]:
@@ -52,7 +60,8 @@ def test_one_call_is_checked_for_all_layers(monkeypatch) -> None:
 def test_statistics_are_used_and_change_nothing(
     model, samples, one: bool, checkpointed: bool, monkeypatch
 ) -> None:
-    """It is always a shift of the side pass, and a normaliser only if the main pass has no mask."""
+    """It may always shift the side pass, and is a normaliser only if the main pass has no mask."""
+    monkeypatch.setattr(BodyRun, "shifts", always)
     attach(model, smam=Smam(), klal=Klal(over="visible")).train()
     if checkpointed:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -75,7 +84,32 @@ def test_statistics_are_used_and_change_nothing(
 
 
 def test_eager_attention_has_none_to_give(samples, family, monkeypatch) -> None:
+    monkeypatch.setattr(BodyRun, "shifts", always)
     model = attach(MODELS[family](attention="eager"), smam=Smam()).train()
     side = Counted(monkeypatch, asked, "side_attention")
     _run(model, make_batch(model, samples))
     assert side.calls > 0 and side.given == 0
+
+
+def test_nothing_is_looked_for_that_saves_less_than_it_costs(monkeypatch) -> None:
+    """Only long bf16 keys of the Triton kernel are worth it; a normaliser is worth it to maps."""
+    model = attach(tiny_qwen_model(), smam=Smam()).train()
+    batch = make_batch(model, SAMPLES["qwen"][1:2])
+    side = Counted(monkeypatch, asked, "side_attention")
+    with monkeypatch.context() as patched:
+        patched.setattr(attention, "lse_of_graph", None)
+        patched.setattr(attention, "Watch", None)
+        _run(model, batch)
+    assert side.calls > 0 and side.given == 0
+    detach(model)
+    by = {name: SimpleNamespace(join=join) for name, join in (("triton", print), ("native", None))}
+    run, alone = (BodyRun(8, "auto", [], side=x) for x in (SimpleNamespace(), None))
+
+    def of(kernels: str, length: int, dtype: torch.dtype, run: BodyRun = run) -> bool:
+        return run.shifts(by[kernels], torch.empty(1, 1, length, 1, dtype=dtype, device="meta"))
+
+    assert of("triton", SHIFT_FROM, torch.bfloat16)
+    assert not of("triton", SHIFT_FROM - 1, torch.bfloat16)
+    assert not of("native", SHIFT_FROM, torch.bfloat16)
+    assert not of("triton", SHIFT_FROM, torch.float16)
+    assert not of("triton", SHIFT_FROM, torch.bfloat16, alone), "no side tokens"

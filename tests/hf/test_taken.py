@@ -265,3 +265,18 @@ def test_places_follow_what_is_written_to_the_rows() -> None:
     with torch.inference_mode():
         rows.take(x)
     rows.take(x.requires_grad_()).sum().backward()  # not with an index made in inference mode
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3), (1, 2, 0, 3), (2, 0, 1, 3)], ids=str)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_rows_are_taken_from_any_layout(batch: int, order: tuple[int, ...]) -> None:
+    """However [B, H, T, D] lies in memory, in the middle of other numbers, and without D."""
+    places = Places([_rows(*((2, 2, 5), (1, -1, 1))[:batch])], LENGTH)
+    shape = batch + 1, 3, LENGTH + 2, 4
+    whole = torch.randn([shape[i] for i in order], dtype=torch.float64)
+    whole = whole.permute([order.index(i) for i in range(4)])[1:, :, 1:-1]
+    for x in (whole, whole[..., 0], whole[:, :1].expand(-1, 3, -1, -1), whole[..., ::2]):
+        (found,) = places.take(x)
+        assert torch.equal(found, x[places.sequence, :, places.position])
+    every = whole[:, :, :1].expand(-1, -1, LENGTH, -1)
+    assert torch.equal(places.take(every)[0], every[places.sequence, :, places.position])

@@ -135,7 +135,7 @@ def test_calls_of_other_steps_are_launched_alike(case: str) -> None:
     rows = call.options["rows"]
     earlier = replace(rows, stop=torch.maximum(rows.stop - 1, rows.start))
     call = replace(call, options={**call.options, "rows": earlier})
-    run(call)
+    run(call), run(call, Watching())  # compiled code has outputs written whole: another kind
     with mock.patch.object(launches, "_Launch", wraps=launches._Launch) as made:
         step = replace(
             call, options={**call.options, "rows": replace(rows, stop=rows.stop.clone())}
@@ -194,6 +194,25 @@ def test_a_selection_that_was_written_to_is_refused_in_the_backward(case: str, n
     written.add_(0)
     with pytest.raises(RuntimeError, match="inplace operation"):
         result.sum().backward()
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
+@each_of_some
+def test_hooks_may_lay_saved_tensors_otherwise(case: str, backend: str) -> None:
+    """As those of offloading do: the backward reads other strides than the forward did."""
+    call = make(case, backend)
+    strided = {
+        name: x.transpose(0, 1).contiguous().transpose(0, 1)
+        for name, x in call.inputs.items()
+        if name not in call.fixed
+    }
+    call = replace(call, inputs={**call.inputs, **strided})
+    wanted = run(call)
+    saved = torch.autograd.graph.saved_tensors_hooks(
+        lambda x: x, lambda x: x.clone(memory_format=torch.contiguous_format)
+    )
+    for got, x in zip(run(call, saved), wanted, strict=True):
+        torch.testing.assert_close(got, x, equal_nan=True)
 
 
 @each_of_some
@@ -307,3 +326,25 @@ def test_rows_of_inference_mode_serve_a_training_step() -> None:
     k, v = torch.randn(1, 1, 5, 8), torch.randn(1, 1, 5, 8)
     side_attention(q, k, v, rows, allowed=sets, backend="reference").out.sum().backward()
     assert q.grad.isfinite().all() and "_kept" not in vars(rows)
+
+
+def test_a_node_is_applied_as_torch_applies_it() -> None:
+    """Refused by transforms, which need more of a node than ours has."""
+
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor) -> Tensor:
+            return 2.0 * x
+
+        @staticmethod
+        def backward(ctx, dy: Tensor) -> Tensor:
+            return 2.0 * dy
+
+    x = torch.ones(3, requires_grad=True)
+    y = calls.applied(Double, x)
+    assert y.grad_fn.name() == Double.apply(x).grad_fn.name()
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == [2.0] * 3
+    assert not calls.applied(Double, x.detach()).requires_grad
+    for transform in (torch.func.grad, torch.func.vmap):
+        with pytest.raises(RuntimeError, match="setup_context"):
+            transform(lambda z: calls.applied(Double, z).sum())(x.detach())

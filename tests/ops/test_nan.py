@@ -60,5 +60,9 @@ def test_a_given_lse_of_nan_is_not_left_out(kind: str, trained: bool, backend: s
     q = call.inputs["q"]
     lse = torch.ones(q.shape[:2])
     lse[1, 0] = torch.nan
-    result = call.run(backend=backend, lse=lse.requires_grad_(trained))[0]
+    inputs = {**call.inputs, "q": q.detach().clone().requires_grad_()}
+    lse.requires_grad_(trained)
+    result = replace(call, inputs=inputs).run(backend=backend, lse=lse)[0]
     assert result[1].isnan().any() and not result[0].isnan().any()
+    (dq,) = torch.autograd.grad(result, inputs["q"], torch.ones_like(result))
+    assert dq[1, 0].isnan().any() and not dq[0].isnan().any()

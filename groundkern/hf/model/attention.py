@@ -30,6 +30,7 @@ from groundkern.taken import Places, joins_by_kernel, take_beside
 # attention stays inside of such.
 LAYER, CHUNK = "_groundkern_layer", "_groundkern_chunk"
 RUN = "gk_body_run"  # the keyword
+SHIFT_FROM = 32768  # tokens, from computed times (docs/ops/gpu.md); not measured on a device
 
 
 class Reading(Protocol):
@@ -162,6 +163,20 @@ class BodyRun:
             )
         return self._places.get(selections)
 
+    def shifts(self, places: Places, q: Tensor) -> bool:
+        """Whether the main pass's log-sum-exp saves side attention more than it takes to find.
+
+        It is a shift there and never changes a result. It spares the Triton kernel instructions (of
+        fp16 it uses none), which count where many keys are read. To find it takes the host 0.03 to
+        0.05 ms in every layer, and more under checkpointing, where no graph can be read.
+
+        Args:
+            places: of the rows.
+            q: [B, Hq, S, D], of the main pass.
+        """
+        by_triton = places.join is not None and q.dtype == torch.bfloat16
+        return self.side is not None and by_triton and q.shape[2] >= SHIFT_FROM
+
     def refuse_lost_graph(self, what: str) -> None:
         """Raise when a layer runs without the graph that `what` needs.
 
@@ -226,9 +241,9 @@ def _attend(
     positions = kwargs.get("position_ids")
     if positions is not None and length != total == positions.shape[-1]:
         kwargs["position_ids"] = positions[..., :length]
-    uses_lse = run.side is not None or (run.uses_lse and mask.shows_all)
-    uses_lse = uses_lse and run.split is None
-    watched = implementation in WATCHED and uses_lse and places is not None
+    uses_lse = run.split is None and places is not None
+    uses_lse = uses_lse and ((run.uses_lse and mask.shows_all) or run.shifts(places, q))
+    watched = implementation in WATCHED and uses_lse
     chunk = module.__dict__.get(CHUNK)
     window = kwargs.get("sliding_window") if chunk is None else Chunk(chunk)
     if run.split is not None:
@@ -243,8 +258,10 @@ def _attend(
     rest = options, taken, lse, not mask.shows_all, kwargs.get("s_aux")
     layer = Layer(number, module, q, own_k, own_v, main.out, window, *rest)
     side = _read(run, layer)
-    out = main.out if side is None else torch.cat((main.out, side.to(main.out.dtype)), 1)
-    return out, main.weights
+    if side is None:
+        return main.out, main.weights
+    side = side if side.dtype == main.out.dtype else side.to(main.out.dtype)
+    return torch.cat((main.out, side), 1), main.weights
 
 
 def _read(run: BodyRun, layer: Layer) -> Tensor | None:

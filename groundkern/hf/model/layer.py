@@ -36,9 +36,6 @@ class Layer(NamedTuple):
     lse: Taken  # [N, Hq] of the main pass's log-sum-exp, if it is known
     masked: bool  # a mask hides keys from the main pass: `lse` may not be a normaliser
     sinks: Tensor | None  # [Hq], one more logit of each head that takes part in its softmax
-    alike: int | None = (
-        None  # the same for layers that differ in the numbers of their tensors alone
-    )
 
     def queries(self, rows: Rows) -> Tensor:
         """[N, Hq, D] of some rows; of this rank's own."""

@@ -157,8 +157,8 @@ def backward(above, inputs: Inputs, saved, call: Call, dk: Tensor | None, dv: Te
     upstream, saved = Upstream(above[0].contiguous()), Saved(*saved)
     body = kernels(call.backend).backward
     if dk is not None and _adds(call):
-        return _of_inputs(body(upstream, inputs, saved, call, dk), inputs, call, None, dv)
-    return _of_inputs(body(upstream, inputs, saved, call), inputs, call, dk, dv)
+        return _of_inputs(body(upstream, inputs, saved, call, dk), None, dv)
+    return _of_inputs(body(upstream, inputs, saved, call), dk, dv)
 
 
 def _adds(call: Call) -> bool:
@@ -170,14 +170,12 @@ def _adds(call: Call) -> bool:
 def dispatched_backward(above, inputs: Inputs, saved, call: Call, dk, dv):
     """The same by the op, for gradients that are batched, or differentiated again."""
     found = attention_map_backward(above[0].contiguous(), *inputs, *saved, *call.flat)
-    return _of_inputs(found, inputs, call, dk, dv, ours=False)
+    pairs = zip(found, like_gradients(inputs, call.options), strict=True)
+    return _of_inputs([None if x is None else d for d, x in pairs], dk, dv, ours=False)
 
 
-def _of_inputs(found, inputs: Inputs, call: Call, dk, dv, *, ours: bool = True) -> tuple:
-    """Gradients as one for each of the `Inputs`."""
-    like = like_gradients(inputs, call.options)
-    dq, own_dk, own_dv, dg, dweight, dlse = (
-        None if x is None else d for d, x in zip(found, like, strict=True)
-    )
-    dk, dv = (together.added(x, y, ours=ours) for x, y in ((own_dk, dk), (own_dv, dv)))
+def _of_inputs(found, dk: Tensor | None, dv: Tensor | None, *, ours: bool = True) -> tuple:
+    """`Gradients` as one for each of the `Inputs`."""
+    dq, own_dk, own_dv, dg, dweight, dlse = found
+    dk, dv = together.added(own_dk, dk, ours=ours), together.added(own_dv, dv, ours=ours)
     return dq, dk, dv, dg, dweight, None, dlse  # a target has none

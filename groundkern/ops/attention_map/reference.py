@@ -89,7 +89,8 @@ def _kl_block(
     shift = (log_p + weighted).amax(1).detach()  # [n, C]
     shift = torch.where(shift.isfinite(), shift, 0.0)
     relative = log_p - shift[:, None]
-    relative = relative.clamp(max=80.0).exp()  # a head of weight 0 may lie far above
+    # A head of weight 0 may lie far above. (clamp would give NaN no gradient.)
+    relative = torch.where(relative > 80.0, 80.0, relative).exp()
     relative = relative.masked_fill(~counted[..., None], 0.0)
     mixture = torch.einsum("nh,nhc->nc", head_weight, relative)  # M_tc exp(-shift)
     log_map = shift + torch.where(target > 0, mixture, 1.0).log()

@@ -9,7 +9,7 @@ from groundkern.attention_kernels import merge_counters
 from groundkern.calls import Call
 from groundkern.kept import kept
 from groundkern.map_kernels import Maps
-from groundkern.op_body import zeros_like
+from groundkern.op_body import empty_like, zeros_like
 from groundkern.ops.attention_map import (
     CONTRIBUTION,
     KL_EACH,
@@ -269,9 +269,9 @@ class _Launch:
         q, k, v, g, weight = inputs[:5]
         above = (norm, weight, target, made, upstream, None if self.lse_grad else dnorm)
         x = self.maps(call, self.operands(inputs), *above, visible=self.reached)
-        dq, add = q.new_empty(q.shape), dk is not None
-        dk = k.new_empty(k.shape) if dk is None else dk
-        dv, dg = (None, None) if v is None else (v.new_empty(v.shape), g.new_empty(g.shape))
+        dq, add = empty_like(q), dk is not None
+        dk = empty_like(k) if dk is None else dk
+        dv, dg = (None, None) if v is None else (empty_like(v), empty_like(g))
         grid = self.grids[self.reached]
         shapes = q.shape, None if g is None else g.shape
         *parts, counters = self.parts(call, "dq", grid, merge_counters(grid), *shapes)
@@ -285,9 +285,9 @@ class _Launch:
         return Gradients(dq, dk, dv, dg, None, dnorm if self.lse_grad else None)
 
 
-def _launch(inputs: Inputs, call: Call) -> tuple[_Launch, Inputs]:
+def _launch(inputs: Inputs, call: Call, *, checked: bool = False) -> tuple[_Launch, Inputs]:
     """The launch of a call, and its inputs as kernels read them."""
-    return tiles.prepared(call, inputs, 4, _Launch)
+    return tiles.prepared(call, inputs, 4, _Launch, checked=checked)
 
 
 def forward(inputs: Inputs, call: Call) -> Outputs:
@@ -296,7 +296,7 @@ def forward(inputs: Inputs, call: Call) -> Outputs:
         shape = output_shape(inputs, call.selection.columns, call.options)
         empty = (inputs.q.new_empty(0, dtype=torch.float32) for _ in range(2))
         return Outputs(inputs.q.new_zeros(shape, dtype=torch.float32), *empty)
-    (launch, inputs), target = _launch(inputs, call), call.plan.own_target
+    (launch, inputs), target = _launch(inputs, call, checked=True), call.plan.own_target
     given = inputs.lse is not None
     norm = inputs.lse if given else launch.norm(call, inputs)
     saved = inputs.q.new_empty(0, dtype=torch.float32) if given else norm

@@ -9,7 +9,7 @@ from groundkern import plan_kernels, tiles
 from groundkern.attention_kernels import Attention, merge_counters, row_grid
 from groundkern.calls import Call
 from groundkern.kept import kept
-from groundkern.op_body import zeros_like
+from groundkern.op_body import empty_like, zeros_like
 from groundkern.ops.side_attention import Inputs, Outputs, Upstream
 from groundkern.ops.side_attention import triton_kernels as kernels
 from groundkern.plan import NO_PLAN, Plan
@@ -113,7 +113,8 @@ class _Launch:
         self.device, self.scale, self.strides = q.device, call.options.scale, _strides(q, k, v)
         group, softcap = heads // kv_heads, call.options.softcap or None
         self.sizes = (self.scale, softcap, heads, group, group, 1)
-        self.shape, self.lse_shape = (self.rows, heads, v.shape[3]), (self.rows, heads)
+        self.q_shape, self.lse_shape = tuple(q.shape), (self.rows, heads)
+        self.shape = (*self.lse_shape, v.shape[3])
         one = plan.one_tile
         lanes = plan.block_m if one else 2**31
         names = ("forward", "backward") if one else ("forward", "dq", "dkv")
@@ -146,15 +147,22 @@ class _Launch:
         sums = new((parts, *self.lse_shape)), new((parts, *self.lse_shape))
         return (*sums, new((parts, *self.shape))), tiles.arrival_counters(self.device, counters)
 
+    def summed(self) -> tuple[Tensor, Tensor | None]:
+        """dq of the splits of a backward and, where dk and dv are a launch of their own, what that
+        reads of it."""
+        new = partial(torch.empty, dtype=torch.float32, device=self.device)
+        delta = None if "backward" in self.grids else new(self.lse_shape)
+        return new((self.dq_splits, *self.q_shape)), delta
+
 
 def _strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[tuple[int, ...], ...]:
     """As `Heads` and `Keys` have them."""
     return q.stride()[:2], k.stride()[:3], v.stride()[:3]
 
 
-def _launch(inputs: Inputs, call: Call) -> tuple[_Launch, Inputs]:
+def _launch(inputs: Inputs, call: Call, *, checked: bool = False) -> tuple[_Launch, Inputs]:
     """The launch of a call, and its inputs with contiguous rows."""
-    return tiles.prepared(call, inputs, 3, _Launch)
+    return tiles.prepared(call, inputs, 3, _Launch, checked=checked)
 
 
 def forward(inputs: Inputs, call: Call) -> Outputs:
@@ -168,10 +176,10 @@ def forward(inputs: Inputs, call: Call) -> Outputs:
         return Outputs(out, lse, zeros_like(out) if rounded else q.new_empty(0))
     if q.dtype == torch.float16:
         inputs = inputs._replace(lse=None)
-    launch, inputs = _launch(inputs, call)
+    launch, inputs = _launch(inputs, call, checked=True)
     q, lse = inputs.q, inputs.lse
     out, own_lse = q.new_empty(launch.shape), q.new_empty(launch.lse_shape, dtype=torch.float32)
-    rest = q.new_empty(launch.shape if rounded else 0)
+    rest = empty_like(out) if rounded else q.new_empty(0)
     scratch = call.once("scratch", tiles.Scratch)
     parts, counters = scratch("forward", launch.device, launch.merged)
     launch(
@@ -201,12 +209,11 @@ def backward(
     dout, dlse, out, own_lse, rest = map(tiles.aligned, (*upstream, *outputs))
     made = (out, rest if rest.numel() else None, dlse)
     read, rows, keys = (launch.attention(call, inputs), dout, own_lse), launch.rows, launch.keys
-    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-    part = q.new_empty((launch.dq_splits, *q.shape), dtype=torch.float32)
+    dq, dk, dv = empty_like(q), empty_like(k), empty_like(v)
+    part, delta = call.once("scratch", tiles.Scratch)("backward", launch.device, launch.summed)
     if plan.one_tile:
         launch("backward", kernels._backward_kernel, *read, made, dk, dv, part, rows, keys)
     else:
-        delta = q.new_empty(launch.lse_shape, dtype=torch.float32)
         launch("dq", kernels._backward_dq_kernel, *read, made, delta, part, rows, keys)
         read_by = (plan.row_tiles, plan.row_spans)
         parts = 0 if plan.row_tiles is None else plan.row_tiles.shape[1]
