@@ -8,6 +8,7 @@ that a tile of K and V is read once for all of them.
 
 from typing import NamedTuple
 
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -103,6 +104,21 @@ def unread_key(x, first, count, e, keys, BLOCK_N: tl.constexpr):
         return first_key(x, 0, e, keys, BLOCK_N)
     e -= count
     return tl.where(e < first, e, e + count) * BLOCK_N
+
+
+@triton.constexpr_function
+def sums_in_threads() -> bool:
+    """Whether threads hold so much of a product's rows that they sum them at little cost: on AMD,
+    and where products are read from tensor memory."""
+    info = tl.target_info
+    return info.is_hip() or (info.cuda_capability_geq(10) and not info.cuda_capability_geq(12))
+
+
+@helper
+def sum_of_halves(p):
+    """The sums of either half of each row: [BLOCK_M, 2]. Where 8 warps read a product from tensor
+    memory, each half lies in the registers of a thread, and no warp has to wait for another."""
+    return tl.sum(tl.reshape(p, (p.shape[0], 2, p.shape[1] // 2)).to(tl.float32), 2)
 
 
 @helper

@@ -18,7 +18,7 @@ from unittest import mock
 from benchmarks.aot.reading import amdgcn, sass
 from benchmarks.aot.reading.code import Instruction, main_loop, shaped
 from benchmarks.aot.reading.ttgir import in_flight, narrowed, tensor_memory_shapes
-from benchmarks.aot.recorder import GPUTarget, LabelledLaunch, target_info, triton
+from benchmarks.aot.recorder import GPUTarget, LabelledLaunch, triton
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _running_on(gpu: GPUTarget) -> Iterator[None]:
         return gpu
 
     current_target.__triton_builtin__ = True  # as Triton's own: no part of a kernel's hash
-    with mock.patch.object(target_info, "current_target", current_target):
+    with mock.patch.object(triton.language.target_info, "current_target", current_target):
         yield
 
 

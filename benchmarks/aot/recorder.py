@@ -23,7 +23,6 @@ import triton
 from triton.backends.compiler import BaseBackend, GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
-from triton.language import target_info
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from benchmarks.launches.noting import Launch, noted

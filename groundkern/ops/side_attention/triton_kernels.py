@@ -8,27 +8,11 @@ leaves its part of dq. Otherwise `_backward_dq_kernel` owns a row tile and `_bac
 key tile. No sync, and no atomic but the two counters of a merge.
 """
 
-import triton
 import triton.language as tl
 
 from groundkern import attention_kernels as ak
 from groundkern import tile_kernels as tk
 from groundkern.tiles import helper, kernel, padded
-
-
-@triton.constexpr_function
-def _sums_in_threads() -> bool:
-    """Whether threads hold so much of a product's rows that they sum them at little cost: on AMD,
-    and where products are read from tensor memory."""
-    info = tl.target_info
-    return info.is_hip() or (info.cuda_capability_geq(10) and not info.cuda_capability_geq(12))
-
-
-@helper
-def _sum_of_halves(p):
-    """The sums of either half of each row: [BLOCK_M, 2]. Where 8 warps read a product from tensor
-    memory, each half lies in the registers of a thread, and no warp has to wait for another."""
-    return tl.sum(tl.reshape(p, (p.shape[0], 2, p.shape[1] // 2)).to(tl.float32), 2)
 
 
 @helper
@@ -61,7 +45,7 @@ def _sweep(
     # registers: more would take shared memory. Where products are read from tensor memory it would
     # take barriers, and on AMD as much as the other product; beside 256 columns of acc there are no
     # registers for it.
-    BY_DOT: tl.constexpr = FEW or (DV <= 128 and not _sums_in_threads())
+    BY_DOT: tl.constexpr = FEW or (DV <= 128 and not ak.sums_in_threads())
     SUMS: tl.constexpr = 1 if RUNNING else BLOCK_N if FEW else 1 if BY_DOT else 2
     l = tl.zeros((shift.shape[0], SUMS), tl.float32)
     ones = tl.full((BLOCK_N, 32 if FEW else 8), 1.0, tl.float32).to(x.v.ptr.dtype.element_ty)
@@ -80,13 +64,13 @@ def _sweep(
             l, acc, m = l * rescale, acc * rescale, m_new
         p = tl.exp2(s - shift[:, None])
         if SUMS == 2:
-            l += _sum_of_halves(p)
+            l += ak.sum_of_halves(p)
         else:
             l += tl.sum(p, 1)[:, None] if SUMS == 1 else p
         rounded = p.to(v.dtype)
         acc += tk.dot(rounded, v)
         if not RUNNING:
-            weights += tk.dot(rounded, ones) if BY_DOT else _sum_of_halves(rounded)
+            weights += tk.dot(rounded, ones) if BY_DOT else ak.sum_of_halves(rounded)
     if not RUNNING:
         m = tl.max(weights, 1) if BY_DOT else tl.sum(weights, 1)  # of ones the columns are the same
     return m, tl.sum(l, 1), acc
