@@ -107,11 +107,17 @@ def unread_key(x, first, count, e, keys, BLOCK_N: tl.constexpr):
 
 
 @triton.constexpr_function
+def in_tensor_memory() -> bool:
+    """Whether products are read from tensor memory: on Blackwell of data centres."""
+    info = tl.target_info
+    return info.cuda_capability_geq(10) and not info.cuda_capability_geq(12)
+
+
+@triton.constexpr_function
 def sums_in_threads() -> bool:
     """Whether threads hold so much of a product's rows that they sum them at little cost: on AMD,
     and where products are read from tensor memory."""
-    info = tl.target_info
-    return info.is_hip() or (info.cuda_capability_geq(10) and not info.cuda_capability_geq(12))
+    return tl.target_info.is_hip() or in_tensor_memory()
 
 
 @helper

@@ -77,6 +77,27 @@ def listed_key(x, first, count, e, keys, BLOCK_N: tl.constexpr):
 
 
 @helper
+def keys_at_once(x, first, e, count, keys, BLOCK_N: tl.constexpr, AT_ONCE: tl.constexpr):
+    """Where key tile e < count of a row tile begins, and the next, and the keys of AT_ONCE (1 or 2)
+    of them [AT_ONCE * BLOCK_N]. Behind the last there is none: it begins at `keys`."""
+    j0, j1 = ak.first_key(x, first, e, keys, BLOCK_N), keys
+    i = tl.arange(0, AT_ONCE * BLOCK_N)
+    j = j0 + i
+    if AT_ONCE == 2:
+        j1 = tl.where(e + 1 < count, listed_key(x, first, count, e + 1, keys, BLOCK_N), keys)
+        j = tl.where(i < BLOCK_N, j, j1 + i - BLOCK_N)
+    return j0, j1, j
+
+
+@helper
+def halves(x):
+    """The left and the right half of each row."""
+    ROWS: tl.constexpr = x.shape[0]
+    WIDTH: tl.constexpr = x.shape[1] // 2
+    return tl.split(tl.permute(tl.reshape(x, (ROWS, 2, WIDTH)), (0, 2, 1)))
+
+
+@helper
 def place_of(x, b, j0, keys, BLOCK_N: tl.constexpr):
     """Each key's column or -1: [BLOCK_N]."""
     j = j0 + tl.arange(0, BLOCK_N)
@@ -146,6 +167,27 @@ def rows_of(x, i0, end, BLOCK_M: tl.constexpr, LANES: tl.constexpr):
     """The rows of lanes i0 and on, and their bounds: [BLOCK_M / LANES]."""
     row = i0 // LANES + tl.arange(0, BLOCK_M // LANES)
     return row, tk.row_bounds(x.selection, row, row * LANES < end)
+
+
+@helper
+def store_map(x, map_ptr, b, total, counted, j0, keys, BLOCK_M, LANES, OF_KL: tl.constexpr):
+    """Store the own columns of a key tile: `total` or, of a KL, log P less it. The KL's sum over
+    them [ROWS], or 0."""
+    ROWS: tl.constexpr = total.shape[0]
+    BLOCK_N: tl.constexpr = total.shape[1]
+    here, stop = lanes_span(x)  # read again: kept through the heads, all of it spills
+    row, bounds = rows_of(x, here, stop, BLOCK_M, LANES)
+    place = place_of(x, b, j0, keys, BLOCK_N)
+    own = own_columns(x, place, bounds, j0, keys, BLOCK_N)  # [ROWS, BLOCK_N]
+    at = tk.wide(x.C) * row[:, None] + place[None, :]
+    kl = tl.zeros((ROWS,), tl.float32)
+    if OF_KL:
+        target = tl.load(x.target + at, mask=own & counted[:, None], other=0.0)
+        some = target > 0.0
+        total = tl.where(some, tl.log(tl.where(some, target, 1.0)) - total, -INFINITE)
+        kl = tl.sum(tl.where(some, target * total, 0.0), 1)
+    tl.store(map_ptr + at, total, mask=own)
+    return kl
 
 
 @helper

@@ -266,11 +266,14 @@ def processors(device: torch.device) -> int:
 
 @cache
 def small(device: torch.device) -> bool:
-    """Whether a device needs the smaller tiles of the tables: before Hopper, and AMD's, with less
-    shared memory and without a matrix instruction that reads it."""
+    """Whether a device needs the smaller tiles of the tables: before Hopper, of the Blackwell cards
+    that are no data centre's (12.x), and AMD's, with less shared memory (99 KiB for a program on
+    12.x) and without a matrix instruction that reads it."""
     if device.type != "cuda":
         return False
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device) < (9, 0)
+    hopper, cards = (9, 0), (12, 0)
+    capability = torch.cuda.get_device_capability(device)
+    return torch.version.hip is not None or not hopper <= capability < cards
 
 
 def splits(device: torch.device, programs: int, tiles: int) -> int:

@@ -173,10 +173,16 @@ def _map_kernel(
     LANES: tl.constexpr,
     KIND: tl.constexpr,
     RECTIFY: tl.constexpr,
+    TILES: tl.constexpr,  # of keys, that are read at once: 1 or 2
 ):
     """(K2), (C1) or (K3) of the head mean, on the BLOCK_M / LANES rows of program (row tile, split)
     and all heads."""
     ROWS: tl.constexpr = BLOCK_M // LANES
+    OF_KL: tl.constexpr = KIND == KL_MEAN
+    # Where products are read from tensor memory, warps do not divide their keys: one is enough, and
+    # of two all of it spills.
+    AT_ONCE: tl.constexpr = 1 if ak.in_tensor_memory() else TILES
+    WIDTH: tl.constexpr = AT_ONCE * BLOCK_N
     record = x.tiles + tk.wide(tl.program_id(0)) * ak._FIELDS
     b, i0, end = tl.load(record), tl.load(record + 1), tl.load(record + 2)
     first, count = tl.load(record + 3), tl.load(record + 4)
@@ -187,11 +193,10 @@ def _map_kernel(
     if KIND == CONTRIBUTION:
         g_at = n * x.g.n + lane.to(tl.int64) * x.g.h
     kl = tl.zeros((ROWS,), tl.float32)
-    for e in range(split, count, splits):
-        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
-        j = j0 + tl.arange(0, BLOCK_N)
-        total = tl.zeros((ROWS, BLOCK_N), tl.float32)
-        top = tl.full((ROWS, BLOCK_N), -mk.INFINITE, tl.float32)
+    for pair in range(split, tl.cdiv(count, AT_ONCE), splits):
+        j0, j1, j = mk.keys_at_once(x, first, pair * AT_ONCE, count, keys, BLOCK_N, AT_ONCE)
+        total = tl.zeros((ROWS, WIDTH), tl.float32)
+        top = tl.full((ROWS, WIDTH), -mk.INFINITE, tl.float32)
         counted = tl.zeros((ROWS,), tl.int1)
         for virtual in range(virtual_heads):
             head = virtual // x.parts * x.group + virtual % x.parts * LANES
@@ -207,18 +212,14 @@ def _map_kernel(
             at = n_at + head
             total, top, some = _add_head(x, total, top, raw, value, at, mask, LANES, KIND, RECTIFY)
             counted = counted | some
-        here, stop = mk.lanes_span(x)  # read again: kept through the heads, all of it spills
-        row, bounds = mk.rows_of(x, here, stop, BLOCK_M, LANES)
-        place = mk.place_of(x, b, j0, keys, BLOCK_N)
-        own = mk.own_columns(x, place, bounds, j0, keys, BLOCK_N)  # [ROWS, BLOCK_N]
-        at = tk.wide(x.C) * row[:, None] + place[None, :]
-        if KIND == KL_MEAN:
+        if OF_KL:
             total = tk.log_sum(top, total)
-            target = tl.load(x.target + at, mask=own & counted[:, None], other=0.0)
-            some = target > 0.0
-            total = tl.where(some, tl.log(tl.where(some, target, 1.0)) - total, -mk.INFINITE)
-            kl += tl.sum(tl.where(some, target * total, 0.0), 1)
-        tl.store(map_ptr + at, total, mask=own)
+        if AT_ONCE == 2:
+            left, right = mk.halves(total)
+            kl += mk.store_map(x, map_ptr, b, left, counted, j0, keys, BLOCK_M, LANES, OF_KL)
+            kl += mk.store_map(x, map_ptr, b, right, counted, j1, keys, BLOCK_M, LANES, OF_KL)
+        else:
+            kl += mk.store_map(x, map_ptr, b, total, counted, j0, keys, BLOCK_M, LANES, OF_KL)
     if KIND == KL_MEAN:
         row = i0 // LANES + tl.arange(0, ROWS)
         mask = row * LANES < end

@@ -35,7 +35,7 @@ from groundkern.tiles import Launcher, Scratch, Tile
 # kernels of this op. 4 warps on 64 lanes: of 8, each half computes all scores again for the second
 # product. Every row is an untuned first guess: compiled by `make aot`, never timed on a device.
 # `make gpu` finds better ones.
-TILES = {  # of Hopper and later
+TILES = {  # of Hopper and the Blackwell of data centres
     (False, 63): Tile(16, 64, 8, 4, 255),
     (False, 64): Tile(64, 64, 4, 4, 255),
     (False, 127): Tile(16, 64, 8, 4, 255),
@@ -114,6 +114,12 @@ def _target(target: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     return target, target.sum(-1)
 
 
+def _at_once(tile: Tile) -> int:
+    """How many key tiles `_map_kernel` reads at once. With 64 lanes it has two warp groups, which
+    divide the keys of a product: each is to have 32, or wgmma waits for its other operand."""
+    return 2 if tile.block_m == 64 and tile.block_n == 32 else 1
+
+
 class _Launch:
     """What the kernels are launched with in calls that are alike (`tiles.prepared`).
 
@@ -147,7 +153,9 @@ class _Launch:
         of_keys = several if options.kind == CONTRIBUTION else {}
         # There is no second product in it, and with 4 warps it spills.
         of_map = several | ({"num_warps": 8} if tile.block_m == 64 else {})
-        self.map_constants, self.sums_constants = constants | of_map, constants | of_keys
+        at_once = _at_once(tile)
+        self.map_constants = constants | of_map | {"TILES": at_once}
+        self.sums_constants = constants | of_keys
         self.dq_constants = constants | {"VISIBLE": self.reached} | of_keys
         self.dkv_constants = constants | {"VISIBLE": self.reached} | several
         row_tiles, key_tiles = plan.tiles.shape[0], -(-self.keys // tile.block_n)
@@ -157,7 +165,7 @@ class _Launch:
             return tiles.splits(q.device, programs, most)
 
         own, of_heads = min(key_tiles, self.columns), row_tiles * self.virtual_heads
-        self.map_grid = (row_tiles, splits(row_tiles, own))
+        self.map_grid = (row_tiles, splits(row_tiles, -(-own // at_once)))
         # (row tiles, virtual heads, splits) over own columns and, if True, over all visible keys
         self.grids = {
             visible: (row_tiles, self.virtual_heads, splits(of_heads, most))

@@ -22,7 +22,7 @@ from groundkern.tiles import Tile
 # all lanes where it uses "backward", and its key tiles are those of "dq" and a multiple of those of
 # "backward". Every row is an untuned first guess: compiled by `make aot`, never timed on a device.
 # `make gpu` finds better ones.
-TILES = {  # of Hopper and later
+TILES = {  # of Hopper and the Blackwell of data centres
     ("forward", False, 128, 16): Tile(16, 64, 4, 4, 255),
     ("forward", False, 128, 64): Tile(64, 64, 4, 3, 232),
     ("forward", False, 128): Tile(128, 64, 8, 3, 255),
