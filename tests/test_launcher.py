@@ -72,15 +72,3 @@ def test_what_is_launched_again() -> None:
     assert result.returncode == 0, result.stderr
     launches = [int(line.split()[-1]) for line in result.stdout.splitlines()]
     assert len(launches) > 40 and max(launches) >= 5, "cases and their launches"
-
-
-@pytest.mark.parametrize(
-    ("capability", "small"),
-    [((8, 0), True), ((8, 9), True), ((9, 0), False), ((10, 0), False), ((10, 3), False)]
-    + [((11, 0), False), ((12, 0), True), ((12, 1), True)],
-)
-def test_cards_with_little_shared_memory_have_small_tiles(capability, small, monkeypatch) -> None:
-    """99 KiB for a program on 8.6, 8.9 and 12.x; 227 on Hopper and the Blackwell of data centres."""
-    monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert tiles.small.__wrapped__(torch.device("cuda", 0)) is small
