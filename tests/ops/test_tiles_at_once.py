@@ -15,15 +15,17 @@ from groundkern import (
     attention_kl,
     attention_map,
     available_backends,
-    tiles,
 )
 from groundkern.kept import nothing_kept
 from groundkern.ops.cases import Call, coin, integers, randn
 from tests.ops.test_contract import CPU, hold
 
-pytestmark = pytest.mark.skipif(
-    available_backends()["triton"] is not None, reason="Triton serves no tensors here"
-)
+if (reason := available_backends()["triton"]) is not None:
+    pytest.skip(reason, allow_module_level=True)
+
+from groundkern import tiles
+from groundkern.ops.attention_map import triton_launch
+
 KEYS = 290  # ten tiles, the last of two keys
 # One, two and three live tiles, all ten; two next to each other and far apart.
 COLUMNS = {
@@ -84,8 +86,6 @@ def make_call(kind: str, columns: str, over: str = "columns") -> Call:
 @pytest.mark.parametrize("columns", COLUMNS)
 @pytest.mark.parametrize("kind", ["contribution", "rectified", "map"])
 def test_the_bits_of_one_after_the_other(kind, columns, processors, monkeypatch) -> None:
-    from groundkern.ops.attention_map import triton_launch
-
     monkeypatch.setattr(tiles, "processors", lambda _: processors)
     call, used = make_call(kind, columns), []
     chosen = triton_launch._at_once
