@@ -251,13 +251,6 @@ def store_keys(ptr, at, mask, total, scale, BLOCK_M: tl.constexpr, DIM: tl.const
 
 
 @helper
-def visible(start, stop, j0, BLOCK_N: tl.constexpr):
-    """The keys that each lane sees: [BLOCK_M, BLOCK_N]."""
-    j = j0 + tl.arange(0, BLOCK_N)
-    return (j[None, :] >= start[:, None]) & (j[None, :] < stop[:, None])
-
-
-@helper
 def kl_of_heads(x, sums_ptr, kl_ptr, virtual_heads, BLOCK_M: tl.constexpr, LANES: tl.constexpr):
     """(K3) of each head: their weighted sum, in order."""
     ROWS: tl.constexpr = BLOCK_M // LANES

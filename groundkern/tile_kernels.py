@@ -209,11 +209,17 @@ def mask_words(selection, start, stop, member, w, keys):
 
 
 @helper
+def visible(start, stop, j0, BLOCK_N: tl.constexpr):
+    """The keys that each lane sees: [BLOCK_M, BLOCK_N]."""
+    j = j0 + tl.arange(0, BLOCK_N)
+    return (j[None, :] >= start[:, None]) & (j[None, :] < stop[:, None])
+
+
+@helper
 def allowed_keys(selection, start, stop, member, j0, keys, BLOCK_N: tl.constexpr):
     """Omega of (S1) on keys j0 .. j0 + BLOCK_N, j0 a multiple of 32: [BLOCK_M, BLOCK_N]."""
     if selection.bits is None:
-        j = j0 + tl.arange(0, BLOCK_N)
-        allowed = (j[None, :] >= start[:, None]) & (j[None, :] < stop[:, None])
+        allowed = visible(start, stop, j0, BLOCK_N)
     else:
         w = j0 // 32 + tl.arange(0, BLOCK_N // 32)
         bounds = (start[:, None], stop[:, None], member[:, None])

@@ -112,7 +112,6 @@ def test_a_kl_is_summed_over_all_splits(monkeypatch) -> None:
     for columns in ("one", "three", "all"):
         call = make_call("kl", columns)
         many = call.run()[0]
-        monkeypatch.setattr(tiles, "splits", lambda *_: 1)
-        torch.testing.assert_close(many, call.run()[0], rtol=1e-5, atol=1e-6)
-        monkeypatch.undo()
-        monkeypatch.setattr(tiles, "processors", lambda _: 132)
+        with monkeypatch.context() as patched:
+            patched.setattr(tiles, "splits", lambda *_: 1)
+            torch.testing.assert_close(many, call.run()[0], rtol=1e-5, atol=1e-6)

@@ -94,7 +94,7 @@ def _norm_kernel(
         j = j0 + tl.arange(0, BLOCK_N)
         k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
         if VISIBLE:
-            seen = mk.visible(start, stop, j0, BLOCK_N)
+            seen = tk.visible(start, stop, j0, BLOCK_N)
         else:
             seen = mk.own_columns(x, place_here, (start, stop, member), j0, keys, BLOCK_N)
             place = mk.place_of(x, b, after, keys, BLOCK_N)
@@ -356,7 +356,7 @@ def _backward_dq_kernel(
         above, own = _above(x, place_here, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
         place = mk.place_of(x, b, after, keys, BLOCK_N)
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
-        seen = mk.visible(start, stop, j0, BLOCK_N) if VISIBLE else own
+        seen = tk.visible(start, stop, j0, BLOCK_N) if VISIBLE else own
         log_p = mk.log_p(raw, x.softcap, norm[:, None], seen)
         some = (log_p != -mk.INFINITE) & own if VISIBLE else log_p != -mk.INFINITE
         value = log_p
@@ -429,7 +429,7 @@ def _backward_dkv_kernel(
         start, stop, _ = tk.row_bounds(x.selection, n, mask)
         above, own = _above(x, place, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
-        seen = mk.visible(start, stop, j0, BLOCK_N) if VISIBLE else own
+        seen = tk.visible(start, stop, j0, BLOCK_N) if VISIBLE else own
         log_p = mk.log_p(raw, x.softcap, norm[:, None], seen)
         some = (log_p != -mk.INFINITE) & own if VISIBLE else log_p != -mk.INFINITE
         value = log_p
