@@ -134,6 +134,12 @@ def load_part(ptr, at, mask, other=0.0):
 
 
 @helper
+def halves(x):
+    """The left and the right half of the columns of x [M, N]."""
+    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
+
+
+@helper
 def store_both(ptrs, at, x, y, mask):
     """x by the first pointer and y by the second."""
     tl.store(ptrs[0] + at, x, mask=mask)
