@@ -25,6 +25,10 @@ from benchmarks.aot.edges import MAPS, edges
 from benchmarks.aot.recorder import GPUTarget, LabelledLaunch
 
 DIMS = (40, 64, 72, 128, 192, 256)
+SOFTCAPS = (0.0, 30.0)
+# Of side attention: (sets, lse, softcap)
+SIDES = tuple(product((True, False), (False, True), SOFTCAPS))
+OF_SUBSET = ((True, False, 0.0), (True, True, 0.0))
 
 
 def launches(subset: bool) -> Iterator[LabelledLaunch]:
@@ -35,14 +39,13 @@ def launches(subset: bool) -> Iterator[LabelledLaunch]:
         for dim, rows in product((128,) if subset else DIMS, row_counts()):
             sizes = Sizes(dim=dim, dtype=dtype, rows=rows)
             name = f"{sizes.name} D={dim}" + f" rows={rows}" * (rows != Sizes.rows)
-            side = partial(side_attention, sizes)
-            yield from recorded(f"side_attention {name} sets", partial(side, True, False, 0.0))
-            if not subset:
-                yield from recorded(f"side_attention {name}", partial(side, False, False, 30.0))
-            yield from recorded(f"side_attention {name} sets lse", partial(side, True, True, 0.0))
-            for call in MAPS[: 2 if subset else None]:
-                run = partial(attention_map, sizes, *call, 0.0 if subset else 30.0)
-                yield from recorded(f"attention_map {name} {' '.join(call)}", run)
+            for sets, lse, softcap in OF_SUBSET if subset else SIDES:
+                label = f"side_attention {name}{' sets' * sets}{' lse' * lse}"
+                run = partial(side_attention, sizes, sets, lse, softcap)
+                yield from recorded(label + " softcap" * (softcap > 0), run)
+            for call, softcap in product(MAPS[:2], (0.0,)) if subset else product(MAPS, SOFTCAPS):
+                label = f"attention_map {name} {' '.join(call)}{' softcap' * (softcap > 0)}"
+                yield from recorded(label, partial(attention_map, sizes, *call, softcap))
         for dim in (128,) if subset else DIMS:
             run = partial(rows_taken, Sizes(dim=dim, dtype=dtype), True)
             yield from recorded(f"rows_taken {Sizes(dtype=dtype).name} D={dim}", run)

@@ -351,6 +351,15 @@ def _backward_kernel(
     """dk, dv and dq / scale of one split of a sequence whose rows are one tile."""
     b, first, count, n, head, mask = ak.row_tile(x, BLOCK_M)
     kv_head, split = tl.program_id(1), tl.program_id(2)
+    to = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys
+    PARTS: tl.constexpr = TILE_N // BLOCK_N
+    # Zeros first: what they need would otherwise be kept through the loop below.
+    zero_k = tl.zeros((BLOCK_N, padded(D)), tl.float32)
+    zero_v = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
+    for e in range(count * PARTS + split, tl.cdiv(keys, TILE_N) * PARTS, tl.num_programs(2)):
+        j0 = ak.unread_key(x, first, count, e // PARTS, keys, TILE_N) + e % PARTS * BLOCK_N
+        tk.store_rows(dk_ptr, to + j0, keys - j0, zero_k, D)
+        tk.store_rows(dv_ptr, to + j0, keys - j0, zero_v, DV)
     at = n.to(tl.int64) * x.heads + head
     q = tk.load_heads(x.q, n, head, mask, D)
     dout = tk.load_tile(dout_ptr, at, DV, mask, DV)
@@ -358,8 +367,6 @@ def _backward_kernel(
     lse = tl.load(lse_ptr + at, mask=mask, other=0.0) * tk._LOG2_E
     start, stop, member = tk.row_bounds(x.selection, n, mask)
     dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
-    to = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys
-    PARTS: tl.constexpr = TILE_N // BLOCK_N
     # AMD copies keys ahead through registers, for which there is no room beside wide heads. (With a
     # softcap there is: what is copied then spills without.)
     IN_PLACE: tl.constexpr = D > 128 and x.softcap is None and tl.target_info.is_hip()
@@ -377,12 +384,6 @@ def _backward_kernel(
     n, head, mask = ak.row_tile_again(x, BLOCK_M)
     at = (split * tk.wide(N) + n) * x.heads + head
     tk.store_tile(dq_ptr, at, mask, dq, D)
-    zero_k = tl.zeros((BLOCK_N, padded(D)), tl.float32)
-    zero_v = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
-    for e in range(count * PARTS + split, tl.cdiv(keys, TILE_N) * PARTS, tl.num_programs(2)):
-        j0 = ak.unread_key(x, first, count, e // PARTS, keys, TILE_N) + e % PARTS * BLOCK_N
-        tk.store_rows(dk_ptr, to + j0, keys - j0, zero_k, D)
-        tk.store_rows(dv_ptr, to + j0, keys - j0, zero_v, DV)
 
 
 @kernel

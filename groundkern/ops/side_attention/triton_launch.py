@@ -27,22 +27,26 @@ TILES = {  # of Hopper and the Blackwell of data centres
     ("forward", False, 128, 64): Tile(64, 64, 4, 3, 232),
     ("forward", False, 128): Tile(128, 64, 8, 3, 255),
     ("forward", False, 256, 16): Tile(16, 32, 4, 3, 255),
-    ("forward", False, 256): Tile(64, 32, 8, 3),
+    ("forward", False, 256, 64): Tile(64, 64, 8, 3, 255),
+    ("forward", False, 256): Tile(128, 32, 8, 3, 255),
     ("forward", True, 128): Tile(16, 32, 8, 2),
     ("forward", True, 256): Tile(16, 32, 8, 1),
+    ("backward", False, 64, 16): Tile(16, 64, 4, 3),
+    ("backward", False, 64, 64): Tile(64, 32, 4, 3),
+    ("backward", False, 64, 128): Tile(128, 64, 8, 3, 255),
     ("backward", False, 128, 16): Tile(16, 64, 4, 3),
     ("backward", False, 128, 64): Tile(64, 32, 4, 3),
     ("backward", False, 128, 128): Tile(128, 32, 8, 3),
-    ("backward", False, 256, 16): Tile(16, 32, 4, 2),
-    ("backward", False, 256, 64): Tile(64, 32, 8, 2),
+    ("backward", False, 256, 16): Tile(16, 32, 4, 3, 255),
+    ("backward", False, 256, 64): Tile(64, 32, 8, 3, 255),
     ("backward", True, 128, 16): Tile(16, 32, 8, 1),
     ("backward", True, 256, 16): Tile(16, 32, 8, 1),
     ("dq", False, 128): Tile(128, 64, 8, 3),
-    ("dq", False, 256): Tile(64, 32, 8, 2, 255),
+    ("dq", False, 256): Tile(128, 32, 8, 3, 255),
     ("dq", True, 128): Tile(16, 32, 8, 1),
     ("dq", True, 256): Tile(16, 32, 8, 1),
     ("dkv", False, 128): Tile(32, 128, 8, 3),
-    ("dkv", False, 256): Tile(16, 32, 8, 2),
+    ("dkv", False, 256): Tile(32, 32, 8, 3),
     ("dkv", True, 128): Tile(16, 32, 8, 1),
     ("dkv", True, 256): Tile(16, 32, 8, 1),
 }
@@ -124,6 +128,9 @@ class _Launch:
         self.grids = {name: row_grid(*over, tile, q.device) for name, tile in found.items()}
         if one:
             self.constants["backward"]["TILE_N"] = plan.block_n
+            # Slopes of capped scores are held too: there are no registers for those of more.
+            if softcap and plan.block_m == 128:
+                self.constants["backward"]["BLOCK_N"] = 32
         else:
             self.constants["dkv"]["TILE_M"] = plan.block_m
             self.grids["dkv"] = batch * -(-self.keys // found["dkv"].block_n), kv_heads
