@@ -204,3 +204,28 @@ print(json.dumps(found))
     assert loops["odd"]["instructions"] > 2 * loops["sm_90 3"]["instructions"]
     assert loops["gfx942"]["matrix"].keys() <= {"v_mfma 32x32x8", "v_mfma 16x16x16"}
     assert loops["gfx942"]["n"] in (16, 32)
+
+
+def test_a_tile_that_leaves_its_loop_waiting_fails(tmp_path: Path) -> None:
+    """Two warp groups share 32 keys in products of 16, and two stages copy nothing ahead."""
+    program = """
+import json
+from functools import partial
+from benchmarks.aot import calls, compiling
+from benchmarks.aot.recorder import recorded
+from groundkern.ops.side_attention import triton_launch
+from groundkern.tiles import Tile
+
+failures = {}
+for rows, tile in enumerate((Tile(64, 32, 8, 3), Tile(64, 32, 4, 2), Tile(64, 32, 4, 3)), 64):
+    triton_launch.TILES[("forward", False, 128)] = tile
+    sizes = calls.Sizes(dim=64, rows=rows)  # calls that are alike have the launch of the first
+    run = partial(calls.side_attention, sizes, True, True, 0.0)
+    (launch,) = (x for x in recorded(f"side_attention bfloat16 {tile}", run) if not x.small)
+    failures[str(tile[2:4])] = compiling.compiled(launch, "sm_90")["failure"]
+print(json.dumps(failures))
+"""
+    failures = run(program, TRITON_CACHE_DIR=str(tmp_path))
+    assert failures["(8, 3)"].endswith("wanted wgmma with at least 32 columns, got 16")
+    assert failures["(4, 2)"].endswith("wanted at least 2 copies in flight, got 0")
+    assert failures["(4, 3)"] is None

@@ -10,8 +10,10 @@ Prints registers and spills of a thread, shared memory, and of each kernel's mai
 innermost with the matrix instructions): instructions, barriers, loads from global memory as bits x
 count, asynchronous copies / groups of them in flight at the wait, local memory, matrix instruction.
 Exits with 1 on a spill, on a 16-bit dot without a matrix instruction, on shared memory over the
-target's limit, on sums in 16 bits or on a kernel that does not compile; with --check FILE also if
-one is worse than the file says or has more variants (`table.py`). None of this measures speed.
+target's limit, on sums in 16 bits, on a kernel that does not compile, or on a 16-bit attention
+kernel on sm_90 with fewer than 32 columns in a wgmma or fewer than two copies in flight
+(`wanted.py`); with --check FILE also if one is worse than the file says or has more variants
+(`table.py`). None of this measures speed.
 
 Spills of fp32 kernels with dots are printed and allowed. These dots are exact (ieee), for which
 NVIDIA has no matrix instruction: every thread multiplies out of registers. At head dimension 128

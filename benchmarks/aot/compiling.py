@@ -19,6 +19,7 @@ from benchmarks.aot.reading import amdgcn, sass
 from benchmarks.aot.reading.code import Instruction, main_loop, shaped
 from benchmarks.aot.reading.ttgir import in_flight, narrowed, tensor_memory_shapes
 from benchmarks.aot.recorder import GPUTarget, LabelledLaunch, triton
+from benchmarks.aot.wanted import unmet
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def compiled(launch: LabelledLaunch, name: str, read: bool = True) -> dict[str, 
     }
     if read:
         got |= _read(kernel, target.gpu)
-    return {**got, "failure": _failure(launch, target, kernel.asm["ttir"], got, bool(found))}
+    failure = _failure(launch, target, kernel.asm["ttir"], got, bool(found))
+    return {**got, "failure": failure or unmet(launch, name, got.get("loop"))}
 
 
 @contextmanager

@@ -93,8 +93,8 @@ def _store_rows(ptrs, at, mask, x, total, DV: tl.constexpr):
     """x / total [LANES, padded Dv], 0 where total is, to rows `at` of contiguous matrices [..., Dv]
     as `_store_rounded`.
 
-    Of as many numbers as fill the registers, a quarter of the columns after the other: the addresses
-    of all would not fit beside them.
+    Where x fills the registers, a quarter of its columns at a time: the addresses of all would not
+    fit beside them.
     """
     if x.shape[0] * x.shape[1] < 128 * 256:
         _store_columns(ptrs, at, mask, x, total, 0, DV)

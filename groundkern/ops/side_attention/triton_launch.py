@@ -24,7 +24,7 @@ from groundkern.tiles import Tile
 # `make gpu` finds better ones.
 TILES = {  # of Hopper and the Blackwell of data centres
     ("forward", False, 128, 16): Tile(16, 64, 4, 4, 255),
-    ("forward", False, 128, 64): Tile(64, 64, 4, 3, 232),
+    ("forward", False, 128, 64): Tile(64, 64, 4, 3, 255),
     ("forward", False, 128): Tile(128, 64, 8, 3, 255),
     ("forward", False, 256, 16): Tile(16, 32, 4, 3, 255),
     ("forward", False, 256, 64): Tile(64, 64, 8, 3, 255),
