@@ -134,16 +134,57 @@ def load_part(ptr, at, mask, other=0.0):
 
 
 @helper
-def halves(x):
+def store_both(ptrs, at, x, y, mask):
+    """x by the first pointer and y by the second."""
+    tl.store(ptrs[0] + at, x, mask=mask)
+    tl.store(ptrs[1] + at, y, mask=mask)
+
+
+@helper
+def _halves(x):
     """The left and the right half of the columns of x [M, N]."""
     return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
 
 
 @helper
-def store_both(ptrs, at, x, y, mask):
-    """x by the first pointer and y by the second."""
-    tl.store(ptrs[0] + at, x, mask=mask)
-    tl.store(ptrs[1] + at, y, mask=mask)
+def store_rounded(ptrs, at, x, mask):
+    """x in the dtype of the first of two tensors, and in the second, if there is one, what it lost
+    by that."""
+    first, second = ptrs
+    rounded = x.to(first.dtype.element_ty)
+    tl.store(first + at, rounded, mask=mask)
+    if second is not None:
+        rest = x - rounded.to(tl.float32)
+        tl.store(second + at, rest.to(second.dtype.element_ty), mask=mask)
+
+
+@helper
+def store_lanes(ptrs, at, mask, x, total, DV: tl.constexpr):
+    """x / total [LANES, padded Dv], x where total is 0 or None, to rows `at` of contiguous matrices
+    [..., Dv] as `store_rounded`.
+
+    Where x fills the registers, a quarter of its columns at a time: the addresses of all would not
+    fit beside them.
+    """
+    if x.shape[0] * x.shape[1] < 128 * 256:
+        _store_columns(ptrs, at, mask, x, total, 0, DV)
+    else:
+        WIDTH: tl.constexpr = x.shape[1] // 4
+        left, right = _halves(x)
+        a, b = _halves(left)
+        _store_columns(ptrs, at, mask, a, total, 0, DV)
+        _store_columns(ptrs, at, mask, b, total, WIDTH, DV)
+        c, d = _halves(right)
+        _store_columns(ptrs, at, mask, c, total, 2 * WIDTH, DV)
+        _store_columns(ptrs, at, mask, d, total, 3 * WIDTH, DV)
+
+
+@helper
+def _store_columns(ptrs, at, mask, x, total, FIRST: tl.constexpr, DV: tl.constexpr):
+    d = FIRST + tl.arange(0, x.shape[1])[None, :]
+    if total is not None:
+        x = x / tl.where(total > 0.0, total, 1.0)[:, None]
+    store_rounded(ptrs, at[:, None] * DV + d, x, mask[:, None] & (d < DV))
 
 
 @helper

@@ -1,4 +1,5 @@
-"""Which row of a tile table serves a call."""
+"""Which row of a tile table serves a call, and what calls of many lanes compute with the rows that
+serve only those."""
 
 import pytest
 import torch
@@ -8,8 +9,12 @@ from groundkern import available_backends
 if (reason := available_backends()["triton"]) is not None:
     pytest.skip(reason, allow_module_level=True)
 
-from groundkern import tiles
+from groundkern import KeySets, QueryRows, tiles
+from groundkern.ops.cases import coin, integers
+from groundkern.ops.side_attention import triton_launch
+from groundkern.ops.side_attention.cases import call, main_lse
 from groundkern.tiles import Tile, tile_key
+from tests.ops.test_contract import CPU, hold
 
 TILE = Tile(32, 32, 4)
 
@@ -49,3 +54,33 @@ def test_cards_with_little_shared_memory_have_small_tiles(capability, small, mon
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert tiles.small.__wrapped__(torch.device("cuda", 0)) is small
+
+
+@pytest.mark.parametrize("given", ["sets", "softcap", "lse"])
+@pytest.mark.parametrize("processors", [2, 132])  # one split of the keys, and as many as there are
+@pytest.mark.parametrize(
+    ("dims", "rows", "tile"),
+    [
+        ((256, 192), 70, (128, 32)),  # 140 lanes: out is stored a quarter of its columns at a time
+        ((72, 256), 66, (128, 32)),
+        ((256, 200), 30, (64, 64)),
+        ((64, 40), 62, (128, 64)),  # dk and dv of 64 keys, with a softcap of 32
+    ],
+)
+def test_side_attention_of_many_lanes(dims, rows, tile, processors, given, monkeypatch) -> None:
+    monkeypatch.setattr(tiles, "processors", lambda _: processors)
+    keys, found = 170, []
+    at = integers([(37 * i) % keys for i in range(rows)], CPU)
+    selection = QueryRows.causal(torch.zeros_like(at), at, window=150)
+    of_call = {"softcap": 2.0} if given == "softcap" else {}
+    if given == "sets":
+        sets = integers([i % 3 - 1 for i in range(rows)], CPU)
+        of_call["allowed"] = KeySets.from_bool(coin(9, 2, keys, device=CPU), sets)
+    of_dims = {"heads": (2, 1), "dims": dims, "sequences": 1, "keys": keys}
+    made = call(selection, torch.bfloat16, **of_dims, **of_call)
+    if given == "lse":
+        made.options["lse"] = main_lse(made)
+    chosen = triton_launch._tile
+    monkeypatch.setattr(triton_launch, "_tile", lambda *x: found.append(chosen(*x)) or found[-1])
+    hold(made, "triton", torch.bfloat16)
+    assert found[0][:2] == tile

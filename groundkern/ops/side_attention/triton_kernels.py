@@ -77,47 +77,6 @@ def _sweep(
 
 
 @helper
-def _store_rounded(ptrs, at, x, mask):
-    """x in the dtype of the first of two tensors, and in the second, if there is one, what it lost
-    by that."""
-    first, second = ptrs
-    rounded = x.to(first.dtype.element_ty)
-    tl.store(first + at, rounded, mask=mask)
-    if second is not None:
-        rest = x - rounded.to(tl.float32)
-        tl.store(second + at, rest.to(second.dtype.element_ty), mask=mask)
-
-
-@helper
-def _store_rows(ptrs, at, mask, x, total, DV: tl.constexpr):
-    """x / total [LANES, padded Dv], 0 where total is, to rows `at` of contiguous matrices [..., Dv]
-    as `_store_rounded`.
-
-    Where x fills the registers, a quarter of its columns at a time: the addresses of all would not
-    fit beside them.
-    """
-    if x.shape[0] * x.shape[1] < 128 * 256:
-        _store_columns(ptrs, at, mask, x, total, 0, DV)
-    else:
-        WIDTH: tl.constexpr = x.shape[1] // 4
-        left, right = ak.halves(x)
-        a, b = ak.halves(left)
-        _store_columns(ptrs, at, mask, a, total, 0, DV)
-        _store_columns(ptrs, at, mask, b, total, WIDTH, DV)
-        c, d = ak.halves(right)
-        _store_columns(ptrs, at, mask, c, total, 2 * WIDTH, DV)
-        _store_columns(ptrs, at, mask, d, total, 3 * WIDTH, DV)
-
-
-@helper
-def _store_columns(ptrs, at, mask, x, total, FIRST: tl.constexpr, DV: tl.constexpr):
-    d = FIRST + tl.arange(0, x.shape[1])[None, :]
-    if total is not None:
-        x = x / tl.where(total > 0.0, total, 1.0)[:, None]
-    _store_rounded(ptrs, at[:, None] * DV + d, x, mask[:, None] & (d < DV))
-
-
-@helper
 def _one_row(
     x,  # `Attention`
     row,  # (sequence, first key tile, how many, row, query head)
@@ -181,7 +140,7 @@ def _rows_again(
             place = (tile[0], tile[1], tile[2], row, of)
             lse, out = _one_row(x, place, keys, D, DV, BLOCK_N)
             at = tk.wide(row) * x.heads + of
-            _store_rounded(out_ptrs, at * DV + d, out, d < DV)
+            ak.store_rounded(out_ptrs, at * DV + d, out, d < DV)
             tl.store(lse_ptr + at, lse)
 
 
@@ -213,7 +172,7 @@ def _finish(
     RUNNING: tl.constexpr = shift_ptr is None
     at = n.to(tl.int64) * x.heads + head
     total = l if RUNNING else m
-    _store_rows(out_ptrs, at, mask, acc, total, DV)
+    ak.store_lanes(out_ptrs, at, mask, acc, total, DV)
     shift = m if RUNNING else _shift(shift_ptr, at, mask)
     tl.store(lse_ptr + at, tk.log_sum2(shift, l), mask=mask)
     if not RUNNING:
@@ -277,7 +236,7 @@ def _forward_kernel(
     else:
         size = tk.wide(N) * x.heads
         at = tl.program_id(2) * size + n.to(tl.int64) * x.heads + head
-        _store_rows((parts[2], None), at, mask, acc, None, DV)
+        ak.store_lanes((parts[2], None), at, mask, acc, None, DV)
         ak.store_both(parts, at, m, l, mask)
         counters_ptr += (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * 2
         lane, end, step, pieces = ak.pieces(x)
