@@ -128,9 +128,6 @@ class _Launch:
         self.grids = {name: row_grid(*over, tile, q.device) for name, tile in found.items()}
         if one:
             self.constants["backward"]["TILE_N"] = plan.block_n
-            # Slopes of capped scores are held too: there are no registers for those of more.
-            if softcap and plan.block_m == 128:
-                self.constants["backward"]["BLOCK_N"] = 32
         else:
             self.constants["dkv"]["TILE_M"] = plan.block_m
             self.grids["dkv"] = batch * -(-self.keys // found["dkv"].block_n), kv_heads
