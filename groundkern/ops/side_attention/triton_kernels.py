@@ -362,6 +362,7 @@ def _backward_dq_kernel(
     DV: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    TILE_N: tl.constexpr,  # keys of a key tile of the plan, a multiple of BLOCK_N
 ):
     """dq / scale of one row tile over one split of its keys, and delta for the dkv kernel."""
     b, first, count, n, head, mask = ak.row_tile(x, BLOCK_M)
@@ -374,8 +375,9 @@ def _backward_dq_kernel(
     lse = tl.load(lse_ptr + at, mask=mask, other=0.0) * tk._LOG2_E
     start, stop, member = tk.row_bounds(x.selection, n, mask)
     dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
-    for e in range(split, count, tl.num_programs(2)):
-        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
+    PARTS: tl.constexpr = TILE_N // BLOCK_N
+    for e in range(split, count * PARTS, tl.num_programs(2)):
+        j0 = ak.first_key(x, first, e // PARTS, keys, TILE_N) + e % PARTS * BLOCK_N
         j = j0 + tl.arange(0, BLOCK_N)
         k = tk.load_keys(x.k, b, tl.program_id(1), j, j < keys, D)
         v = tk.load_keys(x.v, b, tl.program_id(1), j, j < keys, DV)
@@ -384,7 +386,7 @@ def _backward_dq_kernel(
         dq += tk.dot(ds, k)
     n, head, mask = ak.row_tile_again(x, BLOCK_M)
     at = (split * tk.wide(N) + n) * x.heads + head
-    tk.store_tile(dq_ptr, at, mask, dq, D)
+    ak.store_lanes((dq_ptr, None), at, mask, dq, None, D)
 
 
 @kernel

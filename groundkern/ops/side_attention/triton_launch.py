@@ -19,16 +19,15 @@ from groundkern.tiles import Tile
 
 # (kernel, 4-byte operands, largest head dimension[, most lanes of a sequence]) -> tile. "backward"
 # serves sequences of so many lanes, "dq" and "dkv" all others. What a call uses of "forward" holds
-# all lanes where it uses "backward", and its key tiles are those of "dq" and a multiple of those of
-# "backward". Every row is an untuned first guess: compiled by `make aot`, never timed on a device.
-# `make gpu` finds better ones.
+# all lanes where it uses "backward", its row tiles are those of "dq", and its key tiles are a
+# multiple of those of "dq" and "backward". Every row is an untuned first guess: compiled by
+# `make aot`, never timed on a device. `make gpu` finds better ones.
 TILES = {  # of Hopper and the Blackwell of data centres
     ("forward", False, 128, 16): Tile(16, 64, 4, 4, 255),
     ("forward", False, 128, 64): Tile(64, 64, 4, 3, 255),
     ("forward", False, 128): Tile(128, 64, 8, 3, 255),
     ("forward", False, 256, 16): Tile(16, 32, 4, 3, 255),
-    ("forward", False, 256, 64): Tile(64, 64, 8, 3, 255),
-    ("forward", False, 256): Tile(128, 32, 8, 3, 255),
+    ("forward", False, 256): Tile(64, 64, 8, 3, 255),
     ("forward", True, 128): Tile(16, 32, 8, 2),
     ("forward", True, 256): Tile(16, 32, 8, 1),
     ("backward", False, 64, 16): Tile(16, 64, 4, 3),
@@ -37,12 +36,12 @@ TILES = {  # of Hopper and the Blackwell of data centres
     ("backward", False, 128, 16): Tile(16, 64, 4, 3),
     ("backward", False, 128, 64): Tile(64, 32, 4, 3),
     ("backward", False, 128, 128): Tile(128, 32, 8, 3),
-    ("backward", False, 256, 16): Tile(16, 32, 4, 3, 255),
+    ("backward", False, 256, 16): Tile(16, 32, 8, 3, 255),
     ("backward", False, 256, 64): Tile(64, 32, 8, 3, 255),
     ("backward", True, 128, 16): Tile(16, 32, 8, 1),
     ("backward", True, 256, 16): Tile(16, 32, 8, 1),
     ("dq", False, 128): Tile(128, 64, 8, 3),
-    ("dq", False, 256): Tile(128, 32, 8, 3, 255),
+    ("dq", False, 256): Tile(64, 32, 4, 3, 255),
     ("dq", True, 128): Tile(16, 32, 8, 1),
     ("dq", True, 256): Tile(16, 32, 8, 1),
     ("dkv", False, 128): Tile(32, 128, 8, 3),
@@ -129,6 +128,7 @@ class _Launch:
         if one:
             self.constants["backward"]["TILE_N"] = plan.block_n
         else:
+            self.constants["dq"]["TILE_N"] = plan.block_n
             self.constants["dkv"]["TILE_M"] = plan.block_m
             self.grids["dkv"] = batch * -(-self.keys // found["dkv"].block_n), kv_heads
         self.dq_splits = self.grids["backward" if one else "dq"][2]
