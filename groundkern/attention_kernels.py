@@ -163,10 +163,10 @@ def store_lanes(ptrs, at, mask, x, total, DV: tl.constexpr):
     """x / total [LANES, padded Dv], x where total is 0 or None, to rows `at` of contiguous matrices
     [..., Dv] as `store_rounded`.
 
-    Where x may fill the registers, a quarter of its columns at a time: the addresses of all would not
-    fit beside them.
+    Where x may fill the registers, a quarter of its columns at a time: the addresses of all would
+    not fit beside them.
     """
-    if x.shape[0] * x.shape[1] < 64 * 256:
+    if x.shape[0] < 64 or x.shape[1] < 256:
         _store_columns(ptrs, at, mask, x, total, 0, DV)
     else:
         WIDTH: tl.constexpr = x.shape[1] // 4

@@ -330,8 +330,8 @@ def _backward_kernel(
     # softcap there is: what is copied then spills without.)
     IN_PLACE: tl.constexpr = D > 128 and x.softcap is None and tl.target_info.is_hip()
     AHEAD: tl.constexpr = 1 if IN_PLACE else None
-    # Beside 128 lanes there are no registers for what would be moved out of the loop.
-    FULL: tl.constexpr = BLOCK_M == 128
+    # Beside 128 lanes or wide heads there are no registers for what would be moved out of the loop.
+    FULL: tl.constexpr = BLOCK_M == 128 or D > 128
     stop_tile, step = count * PARTS, tl.num_programs(2)
     for e in tl.range(split, stop_tile, step, num_stages=AHEAD, disable_licm=FULL):
         j0 = ak.first_key(x, first, e // PARTS, keys, TILE_N) + e % PARTS * BLOCK_N
