@@ -14,7 +14,8 @@ from groundkern import QueryRows
 from groundkern.hf.model.attention import LAYER, RUN, BodyRun, grounded
 from groundkern.hf.model.layer import Layer
 from groundkern.hf.model.rows import Rows
-from groundkern.taken import Places, take_beside
+from groundkern.beside import take_beside
+from groundkern.taken import Places
 
 LENGTH = 6
 

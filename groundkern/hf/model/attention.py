@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from groundkern import asked
+from groundkern.asked import Asked
+from groundkern.beside import OfRows, ask_beside, take_beside
+from groundkern.calls import is_direct, signature
 from groundkern.checks import fail
 from groundkern.hf.model.apart import attend_apart
 from groundkern.hf.model.context import Split
@@ -24,7 +27,7 @@ from groundkern.hf.model.engines.ulysses import function_for
 from groundkern.hf.model.layer import Layer, Question, SideRows
 from groundkern.hf.model.rows import Chunk, Rows, Window
 from groundkern.lse import WATCHED, Watch, graph_is_readable, lse_of_graph
-from groundkern.taken import Places, joins_by_kernel, take_beside
+from groundkern.taken import Places, joins_by_kernel
 
 # In the __dict__ of text attention modules: the layer's number, and the tokens of its chunks if
 # attention stays inside of such.
@@ -37,6 +40,9 @@ class Reading(Protocol):
     """What a loss or a recording reads in every layer."""
 
     uses_lse: bool  # whether the main pass's log-sum-exp spares work
+    # Whether each layer in which it takes rows is asked `ask`, which depends on the layer's window
+    # and options and on tensors before its main pass alone, and answers to `take`.
+    alike: bool
 
     def rows_in(self, number: int) -> Rows | None:
         """The rows whose queries it takes from the layer of this number, if it takes any."""
@@ -44,6 +50,12 @@ class Reading(Protocol):
     def read(self, run: BodyRun, layer: Layer) -> Question | None:
         """Add one layer, at once or by an answer; once the run is finished, compute the same and
         add nothing."""
+
+    def ask(self, layer: Layer) -> Asked:
+        """What a layer is asked, if layers are alike."""
+
+    def take(self, finished: bool, number: int, window: Window, answer: Tensor) -> None:
+        """Add what a layer answered; once the run is finished, nothing."""
 
 
 class MainMask(NamedTuple):
@@ -100,6 +112,11 @@ class BodyRun:
         self.layers = 0  # of softmax attention that ran so far
         self.mixers = 0  # recurrences and convolutions that ran so far on the main tokens alone
         self.finished = False  # a layer that runs now is recomputed by checkpointing
+        asking = [*readings, *([] if side is None else [side])]
+        self.alike = split is None and not self.uses_lse and all(each.alike for each in asking)
+        # (readings, window, options, signature, calls): a few, compared one by one because hashing
+        # them takes longer
+        self._calls: list[tuple[tuple, tuple, list[OfRows] | None]] = []
         self._places: dict[tuple[Rows, ...], Places] = {}
         self._masks: list[tuple[Any, MainMask]] = []
 
@@ -146,6 +163,10 @@ class BodyRun:
         """Whether anything is read or computed in the layers."""
         return self.side is not None or bool(self.readings)
 
+    def taking(self, number: int) -> tuple[Reading, ...]:
+        """The readings that take rows of a layer."""
+        return tuple([x for x in self.readings if x.rows_in(number) is not None])
+
     def places(self, number: int, q: Tensor, v: Tensor) -> Places | None:
         """Where the rows are that are taken from a layer of T tokens; None: there are none.
 
@@ -162,6 +183,49 @@ class BodyRun:
                 selections, q.shape[2], joins_by_kernel(self.backend, q, v)
             )
         return self._places.get(selections)
+
+    def calls(
+        self, readings: tuple[Reading, ...], places: Places, layer: Layer
+    ) -> list[OfRows] | None:
+        """What is asked of a layer before its main pass, made once for layers that are alike; None
+        if its calls need torch's dispatcher.
+
+        Args:
+            readings: those that take rows of it.
+            places: of their rows.
+            layer: with q, k and v of all tokens, and nothing else of the main pass.
+        """
+        tensors = layer.q, layer.k, layer.v
+        if not is_direct(tensors):
+            return None
+        options, signed = (readings, layer.window, layer.options), signature(tensors)
+        for asked_with, of, found in self._calls:
+            if of == signed and asked_with == options:
+                return found
+        found = self._made(readings, places, layer)
+        self._calls.append((options, signed, found))
+        return found
+
+    @torch.no_grad()
+    def _made(
+        self, readings: tuple[Reading, ...], places: Places, layer: Layer
+    ) -> list[OfRows] | None:
+        """The same, not yet known."""
+        q, k, v = (x.detach()[:, :, : self.length] for x in (layer.q, layer.k, layer.v))
+        layer = layer._replace(q=q, k=k, v=v, taken=places.taken(q))
+        asking = [*([] if self.side is None else [self.side]), *readings]
+        found = []
+        for each in asking:
+            made = each.ask(layer)
+            given, own = made.inputs, made.inputs[3:]
+            rows = self.side.rows if each is self.side else each.rows_in(layer.number)
+            as_given = given.q is layer.taken[rows] and given.k is k and given.v in (None, v)
+            if not (made.direct and as_given) or any(x.requires_grad for x in own if x is not None):
+                return None  # autocast has cast them, or a head weight is learned
+            number, reads_v = places.selections.index(rows), given.v is not None
+            nothing = given._replace(q=None, k=None, v=None)
+            found.append(OfRows(number, made._replace(inputs=nothing), reads_v))
+        return found
 
     def shifts(self, places: Places, q: Tensor) -> bool:
         """Whether the main pass's log-sum-exp saves side attention more than it takes to find.
@@ -236,32 +300,61 @@ def _attend(
         _refuse(kwargs)
         if not run.finished:
             run.layers += 1
-    places = run.places(number, query, value)
-    q, k, v, own_k, own_v, taken = take_beside(query, key, value, length, places)
+    chunk = module.__dict__.get(CHUNK)
+    window = kwargs.get("sliding_window") if chunk is None else Chunk(chunk)
+    places, sinks = run.places(number, query, value), kwargs.get("s_aux")
+    uses_lse = run.split is None and places is not None
+    uses_lse = uses_lse and ((run.uses_lse and mask.shows_all) or run.shifts(places, query))
+    options = {
+        "scale": kwargs.get("scaling"),
+        "softcap": kwargs.get("softcap"),
+        "backend": run.backend,
+    }
+    # The same of every layer, but for its tensors.
+    layer = Layer(number, module, query, key, value, None, window, options, {}, {}, False, sinks)
+    calls = readings = None
+    trains = torch.is_grad_enabled() and query.requires_grad
+    if run.alike and trains and places is not None and not uses_lse and sinks is None:
+        readings = run.taking(number)
+        calls = run.calls(readings, places, layer)
+    if calls is None:
+        q, k, v, own_k, own_v, taken = take_beside(query, key, value, length, places)
+    else:
+        (q, k, v), answers = ask_beside(calls, places, length, query, key, value)
     positions = kwargs.get("position_ids")
     if positions is not None and length != total == positions.shape[-1]:
         kwargs["position_ids"] = positions[..., :length]
-    uses_lse = run.split is None and places is not None
-    uses_lse = uses_lse and ((run.uses_lse and mask.shows_all) or run.shifts(places, q))
     watched = implementation in WATCHED and uses_lse
-    chunk = module.__dict__.get(CHUNK)
-    window = kwargs.get("sliding_window") if chunk is None else Chunk(chunk)
     if run.split is not None:
         main = _by_ranks(attention, run, module, (q, k, v), window, kwargs)
     elif implementation == "sdpa" and isinstance(mask.mask, Tensor) and run.several:
         main = _by_documents(attention, run, module, (q, k, v), mask, kwargs, watched)
     else:
         main = _by_rows(attention, implementation, module, (q, k, v), mask.mask, kwargs, watched)
-    lse = {} if main.lse is None else places.taken(main.lse)
-    scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
-    options = {"scale": scale, "softcap": softcap, "backend": run.backend}
-    rest = options, taken, lse, not mask.shows_all, kwargs.get("s_aux")
-    layer = Layer(number, module, q, own_k, own_v, main.out, window, *rest)
-    side = _read(run, layer)
+    if calls is None:
+        lse = {} if main.lse is None else places.taken(main.lse)
+        tensors = {"q": q, "k": own_k, "v": own_v, "out": main.out, "taken": taken, "lse": lse}
+        side = _read(run, layer._replace(**tensors, masked=not mask.shows_all))
+    else:
+        side = _took(run, layer, readings, answers)
     if side is None:
         return main.out, main.weights
     side = side if side.dtype == main.out.dtype else side.to(main.out.dtype)
     return torch.cat((main.out, side), 1), main.weights
+
+
+def _took(
+    run: BodyRun, layer: Layer, readings: Sequence[Reading], answers: Sequence[tuple[Tensor, ...]]
+) -> Tensor | None:
+    """Let readings take what a layer answered; [B, R, Hq, Dv] of the side tokens, if there are
+    any."""
+    side = None
+    if run.side is not None:
+        ((out, _), *answers) = answers
+        side = run.side.slots(out, len(layer.k))
+    for reading, (answer,) in zip(readings, answers, strict=True):
+        reading.take(run.finished, layer.number, layer.window, answer)
+    return side
 
 
 def _read(run: BodyRun, layer: Layer) -> Tensor | None:

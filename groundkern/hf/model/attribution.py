@@ -55,7 +55,7 @@ class SavedAttention:
     It holds k and v of all layers, as a cache for generation would.
     """
 
-    uses_lse = False
+    uses_lse = alike = False
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows

@@ -25,7 +25,7 @@ class ComparedAttention:
         some: the same rows with fewer keys.
     """
 
-    uses_lse = False
+    uses_lse = alike = False
 
     def __init__(self, every: SideRows, some: SideRows) -> None:
         self.every, self.some = every, some

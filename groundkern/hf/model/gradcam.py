@@ -26,7 +26,7 @@ from groundkern.hf.model.sharded import sharded
 class SavedLayers:
     """A reading: the attention layers of one run, in their graph."""
 
-    uses_lse = False
+    uses_lse = alike = False
 
     def __init__(self) -> None:
         self.layers: list[Layer] = []

@@ -89,6 +89,8 @@ class Question(NamedTuple):
 class SideRows:
     """The aligned rows and the keys they may see: attention of the side tokens (S1)."""
 
+    alike = True  # as a `Reading`'s
+
     def __init__(self, rows: Rows, allowed: KeySets | None, split: Split | None = None) -> None:
         self.rows, self.allowed, self.split = rows, allowed, split
         self._repeated = Repeated()
@@ -126,4 +128,8 @@ class SideRows:
         """[B, R, Hq, Dv] of what was answered."""
         if layer.sinks is not None:  # the share of the keys beside the sink
             out = out * (lse - layer.sinks.to(lse.dtype)).sigmoid()[..., None]
-        return out.view(len(layer.k), self.rows.rows, *out.shape[1:])
+        return self.slots(out, len(layer.k))
+
+    def slots(self, out: Tensor, batch: int) -> Tensor:
+        """[B, R, Hq, Dv] of [B * R, Hq, Dv]."""
+        return out.view(batch, self.rows.rows, *out.shape[1:])

@@ -27,7 +27,7 @@ class PatchWeight:
         depth: k of (B1): the layers that count.
     """
 
-    uses_lse = False
+    uses_lse = alike = False
 
     def __init__(self, request: Request, depth: int) -> None:
         self.depth, self.columns = depth, request.batch.map_columns.int()  # [B, C]

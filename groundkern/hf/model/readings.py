@@ -88,6 +88,7 @@ class MapReading:
         # As the op names it: a mean that is renormalised later starts from full rows.
         self.over = "columns" if over == "columns" else "visible"
         self.uses_lse = self.over == "visible"
+        self.alike = False
         self.repeated = Repeated()
         self.windows: Counter[Window] = Counter()  # of the layers that counted so far
 
@@ -102,17 +103,27 @@ class MapReading:
         run.refuse_lost_graph("attention maps")
         if self.chosen is not None:
             layer = layer.at_heads(self.at.rows, self.chosen[layer.number])
-        take = partial(self._take, run.finished, layer)
+        take = partial(self.take, run.finished, layer.number, layer.window)
         found = self.of(layer)
         if isinstance(found, Asked):
             return Question(found, take)
         take(found)
         return None
 
-    def _take(self, finished: bool, layer: Layer, found: Any) -> None:
+    @property
+    def of_one_op(self) -> bool:
+        """Whether layers differ in nothing else than what `Reading.alike` names."""
+        return self.head_weight is None and self.chosen is None and self.at.split is None
+
+    def take(self, finished: bool, number: int, window: Window, found: Any) -> None:
+        """Add what was found of one layer."""
         if not finished:
-            self.windows[layer.window] += self.share(layer.number)
-            self.add(found, layer.number)
+            self.windows[window] += self.share(number)
+            self.add(found, number)
+
+    def ask(self, layer: Layer) -> Asked:
+        """As `Reading` has it."""
+        return self.of(layer)
 
     def share(self, number: int) -> int:
         """How much a layer counts in the mean over layers."""
@@ -185,6 +196,7 @@ class MapLoss(MapReading):
     def __init__(self, at: MapRows, target: Tensor, klal: Klal, head_weight: Tensor | None) -> None:
         super().__init__(at, klal.counted_layers, klal.over, head_weight, klal.heads_by_layer)
         self.target, self.klal = target, klal  # [N, C]
+        self.alike = self.of_one_op and not (klal.of_mass or klal.from_maps)
         self.target_here = target if at.split is None else at.split.take(target)
         self.losses = [torch.zeros(len(target), device=target.device)]  # [N] of each layer
 
@@ -240,6 +252,7 @@ class MapSum(MapReading):
         chosen: dict[int, tuple[int, ...]] | None = None,
     ) -> None:
         super().__init__(at, layers, over, head_weight, chosen)
+        self.alike = self.of_one_op
         columns = at.columns if at.split is None else at.split.columns
         shape = len(at.rows.position), columns.shape[1]
         self.total = torch.zeros(shape, device=columns.device)  # of this rank's columns
@@ -285,7 +298,7 @@ class PickedSum(MapSum):
 
     def __init__(self, at: MapRows, layers: tuple[int, ...] | None, over: str, count: int) -> None:
         super().__init__(at, layers, over)
-        self.count = count
+        self.alike, self.count = False, count
         self.saved: list[Layer] = []
         self.mass: list[Tensor] = []  # [N, H] of each
 

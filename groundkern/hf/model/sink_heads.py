@@ -41,7 +41,7 @@ class SinkQueries:
         layers: those that count.
     """
 
-    uses_lse = False
+    uses_lse = alike = False
 
     def __init__(self, request: Request, at: MapRows, layers: tuple[int, ...]) -> None:
         self.position = request.batch.query_position  # [B, Rm, Q]
@@ -97,7 +97,7 @@ class SinkMaps(MapSum):
 
     def __init__(self, at: MapRows, klal: Klal, queries: SinkQueries) -> None:
         super().__init__(at, klal.layers, klal.over)
-        self.klal, self.queries = klal, queries
+        self.alike, self.klal, self.queries = False, klal, queries
         self.kept: list[Layer] = []
 
     def read(self, run: BodyRun, layer: Layer) -> None:
