@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from groundkern import together
-from groundkern.calls import applied, is_direct
+from groundkern.calls import Call, applied, is_direct
 from groundkern.op_body import NOTHING, in_body
 from groundkern.taken import Places, Taken
 from groundkern.together import Asked, added
@@ -66,11 +66,24 @@ def take_beside(
 
 
 class OfRows(NamedTuple):
-    """A call that is asked of layer after layer."""
+    """A call that is asked of layer after layer, without the layer's q, k and v."""
 
     number: int  # of the selection whose rows are its q
-    asked: Asked  # without q, k and v
+    op: Any  # as in `Asked`
+    call: Call
+    made: type[tuple]  # the op's `Inputs`
     reads_v: bool
+    others: tuple[Tensor | None, ...]  # the inputs after v
+
+    @classmethod
+    def of(cls, number: int, asked: Asked) -> OfRows:
+        """What was asked of one layer."""
+        inputs = asked.inputs
+        return cls(number, asked.op, asked.call, type(inputs), inputs.v is not None, inputs[3:])
+
+    def given(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, Call, Any]:
+        """What to run in a layer."""
+        return self.op, self.call, self.made(q, k, v if self.reads_v else None, *self.others)
 
 
 def ask_beside(
@@ -94,7 +107,7 @@ def ask_beside(
     else:
         main, results = found[:3], found[3:]
     answers = []
-    for _, each, _ in calls:
+    for each in calls:
         count = each.op.RESULTS
         answers.append(results[:count])
         results = results[count:]
@@ -161,13 +174,10 @@ class _AskBeside(Function):
             main = q, k, v = [_first(x, length) for x in (query, key, value)]
             _mark(ctx, (query, key, value), main)
         ctx.shape, rows = main[0].shape, places.take(query)
-        asked = []
-        for number, each, reads_v in calls:
-            inputs = each.inputs._replace(q=rows[number], k=k, v=v if reads_v else None)
-            asked.append(each._replace(inputs=inputs))
+        given = [each.given(rows[each.number], k, v) for each in calls]
         with in_body(k.device):
-            results, ctx.ran, saved = together.forward(asked)
-        v = v if any(reads_v for _, _, reads_v in calls) else None
+            results, ctx.ran, saved = together.forward(given)
+        v = v if any([each.reads_v for each in calls]) else None
         ctx.save_for_backward(k, v, *rows, *saved)
         return *main, *results
 
@@ -186,11 +196,11 @@ class _AskBeside(Function):
             rows = [x.detach().requires_grad_() for x in rows]
         plain = not again and is_direct(gradients)
         with in_body(k.device) if plain else NOTHING:
-            queries = [rows[number] for number, _, _ in calls]
+            queries = [rows[each.number] for each in calls]
             dk, dv, found = together.backward(ctx.ran, queries, k, v, saved, above, plain)
             of_rows: list[Tensor | None] = [None] * count
-            for (number, _, _), (dq, *_) in zip(calls, found, strict=True):
-                of_rows[number] = added(dq, of_rows[number], ours=plain)
+            for each, (dq, *_) in zip(calls, found, strict=True):
+                of_rows[each.number] = added(dq, of_rows[each.number], ours=plain)
             if ctx.alone:
                 dq, *_ = _joined(places, main, (None, None), of_rows, shape, plain)
                 return None, None, None, dq, dk, dv

@@ -8,7 +8,7 @@ handed one gradient of k and one of v. `python -m benchmarks.host` measures what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -114,11 +114,17 @@ class Ran(NamedTuple):
     outputs: int  # tensors that the forward left
 
 
-def forward(asked: Sequence[Asked]) -> tuple[tuple[Tensor, ...], list[Ran], list[Tensor | None]]:
-    """The results of all calls, what ran, and what their backward reads besides q, k and v."""
+def forward(
+    asked: Iterable[tuple[Any, Call, Any]],
+) -> tuple[tuple[Tensor, ...], list[Ran], list[Tensor | None]]:
+    """The results of all calls, what ran, and what their backward reads besides q, k and v.
+
+    Args:
+        asked: op, call and inputs of each, as in `Asked`.
+    """
     results: tuple[Tensor, ...] = ()
     ran, saved = [], []
-    for op, call, inputs, _ in asked:
+    for op, call, inputs in asked:
         outputs = op.kernels(call.backend).forward(inputs, call)
         others, own = inputs[3:], op.saved(outputs)
         ran.append(Ran(op, call, type(inputs), inputs.v is not None, len(others), len(own)))
@@ -172,7 +178,7 @@ class _Together(Function):
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         with in_body(k.device):
-            results, ctx.ran, saved = forward(asked)
+            results, ctx.ran, saved = forward([each[:3] for each in asked])
         ctx.save_for_backward(k, v, *[each.inputs.q for each in asked], *saved)
         return results
 

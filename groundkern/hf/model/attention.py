@@ -78,6 +78,13 @@ class Main(NamedTuple):
     lse: Tensor | None  # [B, Hq, S], if it was asked for and is known
 
 
+class Asking(NamedTuple):
+    """What takes rows of a layer."""
+
+    readings: tuple[Reading, ...]
+    places: Places | None  # of their rows and of the side tokens'; None: there are none
+
+
 class BodyRun:
     """One run of the body as its attention layers see it.
 
@@ -114,9 +121,10 @@ class BodyRun:
         self.finished = False  # a layer that runs now is recomputed by checkpointing
         asking = [*readings, *([] if side is None else [side])]
         self.alike = split is None and not self.uses_lse and all(each.alike for each in asking)
-        # (readings, window, options, signature, calls): a few, compared one by one because hashing
-        # them takes longer
-        self._calls: list[tuple[tuple, tuple, list[OfRows] | None]] = []
+        self._asking: dict[int, Asking] = {}
+        # (signature of the tensors, options, readings, calls): a few, compared one by one because
+        # hashing them takes longer
+        self._calls: list[tuple[tuple, tuple, tuple, list[OfRows] | None]] = []
         self._places: dict[tuple[Rows, ...], Places] = {}
         self._masks: list[tuple[Any, MainMask]] = []
 
@@ -163,68 +171,75 @@ class BodyRun:
         """Whether anything is read or computed in the layers."""
         return self.side is not None or bool(self.readings)
 
-    def taking(self, number: int) -> tuple[Reading, ...]:
-        """The readings that take rows of a layer."""
-        return tuple([x for x in self.readings if x.rows_in(number) is not None])
-
-    def places(self, number: int, q: Tensor, v: Tensor) -> Places | None:
-        """Where the rows are that are taken from a layer of T tokens; None: there are none.
+    def asking(self, number: int, q: Tensor, v: Tensor) -> Asking:
+        """What takes rows of a layer of T tokens; found once.
 
         Args:
             number: of the layer.
             q, v: [B, H, T, D] of all tokens.
         """
-        found = [reading.rows_in(number) for reading in self.readings]
-        if self.side is not None:
-            found.append(self.side.rows)
-        selections = tuple(dict.fromkeys(rows for rows in found if rows is not None))
+        found = self._asking.get(number)
+        if found is not None:
+            return found
+        rows = {reading: reading.rows_in(number) for reading in self.readings}
+        rows = {reading: x for reading, x in rows.items() if x is not None}
+        side = [] if self.side is None else [self.side.rows]
+        selections = tuple(dict.fromkeys((*rows.values(), *side)))
         if selections and selections not in self._places:
             self._places[selections] = Places(
                 selections, q.shape[2], joins_by_kernel(self.backend, q, v)
             )
-        return self._places.get(selections)
+        found = self._asking[number] = Asking(tuple(rows), self._places.get(selections))
+        return found
 
     def calls(
-        self, readings: tuple[Reading, ...], places: Places, layer: Layer
+        self,
+        number: int,
+        readings: tuple[Reading, ...],
+        options: tuple[Window, dict],
+        places: Places,
+        tensors: tuple[Tensor, Tensor, Tensor],
     ) -> list[OfRows] | None:
         """What is asked of a layer before its main pass, made once for layers that are alike; None
         if its calls need torch's dispatcher.
 
         Args:
+            number: of the layer.
             readings: those that take rows of it.
-            places: of their rows.
-            layer: with q, k and v of all tokens, and nothing else of the main pass.
+            options: as a `Layer` has them.
+            places: of the rows.
+            tensors: q, k and v [B, H, T, D] of all tokens.
         """
-        tensors = layer.q, layer.k, layer.v
         if not is_direct(tensors):
             return None
-        options, signed = (readings, layer.window, layer.options), signature(tensors)
-        for asked_with, of, found in self._calls:
-            if of == signed and asked_with == options:
+        signed = signature(tensors)
+        for of, asked_with, by, found in self._calls:
+            if of == signed and asked_with == options and by == readings:
                 return found
-        found = self._made(readings, places, layer)
-        self._calls.append((options, signed, found))
+        q, k, v = (x.detach()[:, :, : self.length] for x in tensors)
+        with torch.no_grad():
+            layer = Layer(number, None, q, k, v, None, *options, places.taken(q), {}, False, None)
+            found = self._made(readings, places, layer)
+        self._calls.append((signed, options, readings, found))
         return found
 
-    @torch.no_grad()
     def _made(
         self, readings: tuple[Reading, ...], places: Places, layer: Layer
     ) -> list[OfRows] | None:
         """The same, not yet known."""
-        q, k, v = (x.detach()[:, :, : self.length] for x in (layer.q, layer.k, layer.v))
-        layer = layer._replace(q=q, k=k, v=v, taken=places.taken(q))
-        asking = [*([] if self.side is None else [self.side]), *readings]
+        asking = [(reading, reading.rows_in(layer.number)) for reading in readings]
+        if self.side is not None:
+            asking.insert(0, (self.side, self.side.rows))
         found = []
-        for each in asking:
-            made = each.ask(layer)
-            given, own = made.inputs, made.inputs[3:]
-            rows = self.side.rows if each is self.side else each.rows_in(layer.number)
-            as_given = given.q is layer.taken[rows] and given.k is k and given.v in (None, v)
-            if not (made.direct and as_given) or any(x.requires_grad for x in own if x is not None):
-                return None  # autocast has cast them, or a head weight is learned
-            number, reads_v = places.selections.index(rows), given.v is not None
-            nothing = given._replace(q=None, k=None, v=None)
-            found.append(OfRows(number, made._replace(inputs=nothing), reads_v))
+        for each, rows in asking:
+            asked = each.ask(layer)
+            inputs, of_v = asked.inputs, (None, layer.v)
+            as_given = inputs.q is layer.taken[rows] and inputs.k is layer.k
+            as_given &= any(inputs.v is x for x in of_v)
+            learned = any(x is not None and x.requires_grad for x in inputs[3:])
+            if learned or not (as_given and asked.direct):  # autocast may have cast them
+                return None
+            found.append(OfRows.of(places.selections.index(rows), asked))
         return found
 
     def shifts(self, places: Places, q: Tensor) -> bool:
@@ -302,21 +317,16 @@ def _attend(
             run.layers += 1
     chunk = module.__dict__.get(CHUNK)
     window = kwargs.get("sliding_window") if chunk is None else Chunk(chunk)
-    places, sinks = run.places(number, query, value), kwargs.get("s_aux")
+    readings, places = run.asking(number, query, value)
+    sinks = kwargs.get("s_aux")
     uses_lse = run.split is None and places is not None
     uses_lse = uses_lse and ((run.uses_lse and mask.shows_all) or run.shifts(places, query))
-    options = {
-        "scale": kwargs.get("scaling"),
-        "softcap": kwargs.get("softcap"),
-        "backend": run.backend,
-    }
-    # The same of every layer, but for its tensors.
-    layer = Layer(number, module, query, key, value, None, window, options, {}, {}, False, sinks)
-    calls = readings = None
-    trains = torch.is_grad_enabled() and query.requires_grad
-    if run.alike and trains and places is not None and not uses_lse and sinks is None:
-        readings = run.taking(number)
-        calls = run.calls(readings, places, layer)
+    scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
+    options = window, {"scale": scale, "softcap": softcap, "backend": run.backend}
+    calls = None
+    if run.alike and places is not None and not uses_lse and sinks is None:
+        if torch.is_grad_enabled() and query.requires_grad:
+            calls = run.calls(number, readings, options, places, (query, key, value))
     if calls is None:
         q, k, v, own_k, own_v, taken = take_beside(query, key, value, length, places)
     else:
@@ -333,10 +343,10 @@ def _attend(
         main = _by_rows(attention, implementation, module, (q, k, v), mask.mask, kwargs, watched)
     if calls is None:
         lse = {} if main.lse is None else places.taken(main.lse)
-        tensors = {"q": q, "k": own_k, "v": own_v, "out": main.out, "taken": taken, "lse": lse}
-        side = _read(run, layer._replace(**tensors, masked=not mask.shows_all))
+        rest = *options, taken, lse, not mask.shows_all, sinks
+        side = _read(run, Layer(number, module, q, own_k, own_v, main.out, *rest))
     else:
-        side = _took(run, layer, readings, answers)
+        side = _took(run, number, window, readings, answers)
     if side is None:
         return main.out, main.weights
     side = side if side.dtype == main.out.dtype else side.to(main.out.dtype)
@@ -344,16 +354,20 @@ def _attend(
 
 
 def _took(
-    run: BodyRun, layer: Layer, readings: Sequence[Reading], answers: Sequence[tuple[Tensor, ...]]
+    run: BodyRun,
+    number: int,
+    window: Window,
+    readings: Sequence[Reading],
+    answers: Sequence[tuple[Tensor, ...]],
 ) -> Tensor | None:
     """Let readings take what a layer answered; [B, R, Hq, Dv] of the side tokens, if there are
     any."""
     side = None
     if run.side is not None:
-        ((out, _), *answers) = answers
-        side = run.side.slots(out, len(layer.k))
+        (out, _), *answers = answers
+        side = run.side.slots(out)
     for reading, (answer,) in zip(readings, answers, strict=True):
-        reading.take(run.finished, layer.number, layer.window, answer)
+        reading.take(run.finished, number, window, answer)
     return side
 
 
