@@ -8,8 +8,8 @@ Without side tokens the main pass's gradient of the queries is copied, because P
 that nobody else holds a gradient that autograd hands over.
 
 The node runs the ops too if they are known before the main pass (`ask_beside`). If they are not,
-because they use its log-sum-exp or its output, it hands out their rows, and the same keys and values
-once more (`take_beside`).
+because they use its log-sum-exp or its output, it hands out their rows, and the same keys and
+values once more (`take_beside`).
 """
 
 from __future__ import annotations
@@ -171,13 +171,14 @@ class _AskBeside(Function):
         if ctx.alone:
             k, v, main = key, value, [query.view_as(query)]
         else:
-            main = q, k, v = [_first(x, length) for x in (query, key, value)]
+            main = [_first(x, length) for x in (query, key, value)]
+            _, k, v = main
             _mark(ctx, (query, key, value), main)
         ctx.shape, rows = main[0].shape, places.take(query)
         given = [each.given(rows[each.number], k, v) for each in calls]
         with in_body(k.device):
             results, ctx.ran, saved = together.forward(given)
-        v = v if any([each.reads_v for each in calls]) else None
+        v = v if any(each.reads_v for each in calls) else None
         ctx.save_for_backward(k, v, *rows, *saved)
         return *main, *results
 
@@ -234,7 +235,7 @@ def _joined(
     sums = dq, added(own_dk, dk, ours=False), added(own_dv, dv, ours=False)
     whole = [None if x is None else places.whole(x) for x in sums]
     if of_rows is not None:
-        whole[0] = places.add(whole[0], of_rows)
+        whole[0] = places.add(whole[0], of_rows, plain)
     return [None if x is None else x.transpose(1, 2) for x in whole]
 
 

@@ -86,15 +86,15 @@ class Places:
             self._zeros[key] = gradient.new_zeros(shape)
         return torch.cat((gradient.transpose(1, 2), self._zeros[key]), 1)
 
-    def add(self, gradient: Tensor, x: Tensor) -> Tensor:
+    def add(self, gradient: Tensor, x: Tensor, plain: bool) -> Tensor:
         """gradient[sequence, position] += x, with the same bits on every run.
 
         Args:
-            gradient: contiguous [B, T, H, D], which is written to, unless it is to be
-                differentiated again.
+            gradient: contiguous [B, T, H, D], which is written to if it is plain.
             x: [N, H, D].
+            plain: both are neither batched nor differentiated again.
         """
-        if torch.is_grad_enabled():
+        if not plain:
             return gradient.index_put((self.sequence, self.position), x, accumulate=True)
         order, bags, place = self._sums
         sums = torch.embedding_bag(x.flatten(1), order, bags)[0]

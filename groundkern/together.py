@@ -188,9 +188,7 @@ class _Together(Function):
         plain = not torch.is_grad_enabled() and is_direct(above)
         count = len(ctx.ran)
         with in_body(k.device) if plain else NOTHING:
-            dk, dv, gradients = backward(
-                ctx.ran, saved[:count], k, v, saved[count:], above, plain
-            )
+            dk, dv, gradients = backward(ctx.ran, saved[:count], k, v, saved[count:], above, plain)
         return None, dk, dv, *[x for each in gradients for x in each]
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from groundkern import attention_contribution
 from groundkern.checks import fail
-from groundkern.hf.model.attention import LAYER, BodyRun
+from groundkern.hf.model.attention import LAYER
+from groundkern.hf.model.body_run import BodyRun
 from groundkern.hf.model.head import unembedding
 from groundkern.hf.model.layer import Layer
 from groundkern.hf.model.layers import forward_source, text_decoder

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from groundkern.checks import require
-from groundkern.hf.model.attention import RUN, BodyRun
+from groundkern.hf.model.attention import RUN
+from groundkern.hf.model.body_run import BodyRun
 from groundkern.hf.model.layer import Layer, SideRows
 from groundkern.hf.model.support import base_model
 from groundkern.selection import KeySets

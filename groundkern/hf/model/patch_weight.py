@@ -7,7 +7,7 @@ from torch import Tensor
 
 from groundkern import attention_map, checks
 from groundkern.hf.data.image_token import one_of
-from groundkern.hf.model.attention import BodyRun
+from groundkern.hf.model.body_run import BodyRun
 from groundkern.hf.model.layer import Layer
 from groundkern.hf.model.request import Request, visual_tokens_of
 from groundkern.hf.model.rows import Rows

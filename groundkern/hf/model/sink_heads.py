@@ -21,10 +21,11 @@ from groundkern.head_weights import (
     sink_head_weight,
     sink_queries,
 )
-from groundkern.hf.model.attention import BodyRun
+from groundkern.hf.model.body_run import BodyRun
 from groundkern.hf.model.layer import Layer
 from groundkern.hf.model.layers import text_attention, text_decoder
-from groundkern.hf.model.readings import MapRows, MapSum, Readings, map_rows_of
+from groundkern.hf.model.map_readings import MapRows, MapSum
+from groundkern.hf.model.readings import Readings, map_rows_of
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import Rows, take_rows
 from groundkern.hf.objectives import Klal
