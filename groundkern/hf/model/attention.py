@@ -90,9 +90,8 @@ def _attend(
     uses_lse = uses_lse and ((run.uses_lse and mask.shows_all) or run.shifts(places, query.dtype))
     scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
     options = window, {"scale": scale, "softcap": softcap, "backend": run.backend}
-    before = run.alike and places is not None and not uses_lse and sinks is None
     calls = None
-    if before and torch.is_grad_enabled() and query.requires_grad:
+    if not uses_lse and sinks is None:
         calls = run.calls(number, readings, options, places, (query, key, value))
     if calls is None:
         q, k, v, own_k, own_v, taken = take_beside(query, key, value, length, places)

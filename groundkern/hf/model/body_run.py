@@ -179,11 +179,12 @@ class BodyRun:
         number: int,
         readings: tuple[Reading, ...],
         options: tuple[Window, dict],
-        places: Places,
+        places: Places | None,
         tensors: tuple[Tensor, Tensor, Tensor],
     ) -> list[OfRows] | None:
         """What is asked of a layer before its main pass, made once for layers that are alike; None
-        if its calls need torch's dispatcher.
+        if something of it depends on more than `Reading.alike` says, needs torch's dispatcher, or
+        has no graph.
 
         Args:
             number: of the layer.
@@ -192,7 +193,8 @@ class BodyRun:
             places: of the rows.
             tensors: q, k and v [B, H, T, D] of all tokens.
         """
-        if not is_direct(tensors):
+        trains = torch.is_grad_enabled() and tensors[0].requires_grad
+        if places is None or not (self.alike and trains and is_direct(tensors)):
             return None
         signed = signature(tensors)
         for of, asked_with, by, found in self._calls:
