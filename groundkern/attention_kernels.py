@@ -15,7 +15,7 @@ from torch import Tensor
 from groundkern.plan import Plan
 from groundkern.plan_kernels import FIELDS
 from groundkern.selection import Selection
-from groundkern.tile_kernels import Heads, Keys, wide
+from groundkern.tile_kernels import Heads, Keys, store_tile, wide
 from groundkern.tiles import INTERPRETED, MOST_SPLITS, Tile, helper, padded, splits
 
 _FIELDS = tl.constexpr(FIELDS)
@@ -147,44 +147,25 @@ def _halves(x):
 
 
 @helper
-def store_rounded(ptrs, at, x, mask):
-    """x in the dtype of the first of two tensors, and in the second, if there is one, what it lost
-    by that."""
-    first, second = ptrs
-    rounded = x.to(first.dtype.element_ty)
-    tl.store(first + at, rounded, mask=mask)
-    if second is not None:
-        rest = x - rounded.to(tl.float32)
-        tl.store(second + at, rest.to(second.dtype.element_ty), mask=mask)
-
-
-@helper
-def store_lanes(ptrs, at, mask, x, total, DV: tl.constexpr):
-    """x / total [LANES, padded Dv], x where total is 0 or None, to rows `at` of contiguous matrices
-    [..., Dv] as `store_rounded`.
-
-    Where x may fill the registers, a quarter of its columns at a time: the addresses of all would
-    not fit beside them.
-    """
-    if x.shape[0] < 64 or x.shape[1] < 256:
-        _store_columns(ptrs, at, mask, x, total, 0, DV)
+def store_quarters(ptr, at, mask, x, DIM: tl.constexpr):
+    """x [LANES, padded DIM] to rows `at` of a contiguous matrix [..., DIM]; 256 columns a quarter
+    at a time: beside sums that take half of a warp group's registers, their addresses spill."""
+    if x.shape[1] < 256:
+        store_tile(ptr, at, mask, x, DIM)
     else:
-        WIDTH: tl.constexpr = x.shape[1] // 4
         left, right = _halves(x)
         a, b = _halves(left)
-        _store_columns(ptrs, at, mask, a, total, 0, DV)
-        _store_columns(ptrs, at, mask, b, total, WIDTH, DV)
+        _store_columns(ptr, at, mask, a, 0, DIM)
+        _store_columns(ptr, at, mask, b, 64, DIM)
         c, d = _halves(right)
-        _store_columns(ptrs, at, mask, c, total, 2 * WIDTH, DV)
-        _store_columns(ptrs, at, mask, d, total, 3 * WIDTH, DV)
+        _store_columns(ptr, at, mask, c, 128, DIM)
+        _store_columns(ptr, at, mask, d, 192, DIM)
 
 
 @helper
-def _store_columns(ptrs, at, mask, x, total, FIRST: tl.constexpr, DV: tl.constexpr):
+def _store_columns(ptr, at, mask, x, FIRST: tl.constexpr, DIM: tl.constexpr):
     d = FIRST + tl.arange(0, x.shape[1])[None, :]
-    if total is not None:
-        x = x / tl.where(total > 0.0, total, 1.0)[:, None]
-    store_rounded(ptrs, at[:, None] * DV + d, x, mask[:, None] & (d < DV))
+    tl.store(ptr + (at[:, None] * DIM + d), x, mask=mask[:, None] & (d < DIM))
 
 
 @helper

@@ -60,7 +60,7 @@ def test_cards_with_little_shared_memory_have_small_tiles(capability, small, mon
 @pytest.mark.parametrize(
     ("dims", "rows", "tile"),
     [
-        ((256, 192), 70, (64, 64)),  # three row tiles; sums are stored a quarter at a time
+        ((256, 192), 70, (64, 64)),  # three row tiles; dq is stored a quarter at a time
         ((72, 256), 30, (64, 64)),
         ((64, 40), 62, (128, 64)),  # dk and dv of 64 keys at a time
     ],

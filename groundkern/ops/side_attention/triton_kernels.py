@@ -77,6 +77,18 @@ def _sweep(
 
 
 @helper
+def _store_rounded(ptrs, at, x, mask):
+    """x in the dtype of the first of two tensors, and in the second, if there is one, what it lost
+    by that."""
+    first, second = ptrs
+    rounded = x.to(first.dtype.element_ty)
+    tl.store(first + at, rounded, mask=mask)
+    if second is not None:
+        rest = x - rounded.to(tl.float32)
+        tl.store(second + at, rest.to(second.dtype.element_ty), mask=mask)
+
+
+@helper
 def _one_row(
     x,  # `Attention`
     row,  # (sequence, first key tile, how many, row, query head)
@@ -140,7 +152,7 @@ def _rows_again(
             place = (tile[0], tile[1], tile[2], row, of)
             lse, out = _one_row(x, place, keys, D, DV, BLOCK_N)
             at = tk.wide(row) * x.heads + of
-            ak.store_rounded(out_ptrs, at * DV + d, out, d < DV)
+            _store_rounded(out_ptrs, at * DV + d, out, d < DV)
             tl.store(lse_ptr + at, lse)
 
 
@@ -170,9 +182,11 @@ def _finish(
     m, l, acc = sums
     out_ptrs, lse_ptr, shift_ptr = to
     RUNNING: tl.constexpr = shift_ptr is None
-    at = n.to(tl.int64) * x.heads + head
+    at, d = n.to(tl.int64) * x.heads + head, tl.arange(0, padded(DV))
     total = l if RUNNING else m
-    ak.store_lanes(out_ptrs, at, mask, acc, total, DV)
+    out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
+    stored = mask[:, None] & (d < DV)[None, :]
+    _store_rounded(out_ptrs, at[:, None] * DV + d[None, :], out, stored)
     shift = m if RUNNING else _shift(shift_ptr, at, mask)
     tl.store(lse_ptr + at, tk.log_sum2(shift, l), mask=mask)
     if not RUNNING:
@@ -236,7 +250,7 @@ def _forward_kernel(
     else:
         size = tk.wide(N) * x.heads
         at = tl.program_id(2) * size + n.to(tl.int64) * x.heads + head
-        ak.store_lanes((parts[2], None), at, mask, acc, None, DV)
+        tk.store_tile(parts[2], at, mask, acc, DV)
         ak.store_both(parts, at, m, l, mask)
         counters_ptr += (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * 2
         lane, end, step, pieces = ak.pieces(x)
@@ -386,7 +400,7 @@ def _backward_dq_kernel(
         dq += tk.dot(ds, k)
     n, head, mask = ak.row_tile_again(x, BLOCK_M)
     at = (split * tk.wide(N) + n) * x.heads + head
-    ak.store_lanes((dq_ptr, None), at, mask, dq, None, D)
+    ak.store_quarters(dq_ptr, at, mask, dq, D)
 
 
 @kernel
