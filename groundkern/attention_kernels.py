@@ -141,6 +141,18 @@ def store_both(ptrs, at, x, y, mask):
 
 
 @helper
+def store_rounded(ptrs, at, x, mask):
+    """x in the dtype of the first of two tensors, and in the second, if there is one, what it lost
+    by that."""
+    first, second = ptrs
+    rounded = x.to(first.dtype.element_ty)
+    tl.store(first + at, rounded, mask=mask)
+    if second is not None:
+        rest = x - rounded.to(tl.float32)
+        tl.store(second + at, rest.to(second.dtype.element_ty), mask=mask)
+
+
+@helper
 def _halves(x):
     """The left and the right half of the columns of x [M, N]."""
     return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))

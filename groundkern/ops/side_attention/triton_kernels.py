@@ -77,18 +77,6 @@ def _sweep(
 
 
 @helper
-def _store_rounded(ptrs, at, x, mask):
-    """x in the dtype of the first of two tensors, and in the second, if there is one, what it lost
-    by that."""
-    first, second = ptrs
-    rounded = x.to(first.dtype.element_ty)
-    tl.store(first + at, rounded, mask=mask)
-    if second is not None:
-        rest = x - rounded.to(tl.float32)
-        tl.store(second + at, rest.to(second.dtype.element_ty), mask=mask)
-
-
-@helper
 def _one_row(
     x,  # `Attention`
     row,  # (sequence, first key tile, how many, row, query head)
@@ -152,7 +140,7 @@ def _rows_again(
             place = (tile[0], tile[1], tile[2], row, of)
             lse, out = _one_row(x, place, keys, D, DV, BLOCK_N)
             at = tk.wide(row) * x.heads + of
-            _store_rounded(out_ptrs, at * DV + d, out, d < DV)
+            ak.store_rounded(out_ptrs, at * DV + d, out, d < DV)
             tl.store(lse_ptr + at, lse)
 
 
@@ -186,7 +174,7 @@ def _finish(
     total = l if RUNNING else m
     out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
     stored = mask[:, None] & (d < DV)[None, :]
-    _store_rounded(out_ptrs, at[:, None] * DV + d[None, :], out, stored)
+    ak.store_rounded(out_ptrs, at[:, None] * DV + d[None, :], out, stored)
     shift = m if RUNNING else _shift(shift_ptr, at, mask)
     tl.store(lse_ptr + at, tk.log_sum2(shift, l), mask=mask)
     if not RUNNING:
