@@ -141,7 +141,7 @@ def _close(drawn: Drawn, got: Answer, selected: Selected) -> list[str]:
     # What a score is rounded by is multiplied by the gradient from above: by its largest number,
     # and not by the size that it was drawn with. Results do not depend on it.
     above = [x.abs().max() for x in drawn.upstream if x is not None and x.numel()]
-    besides = rounded * max(1.0, *(float(x) for x in above))
+    besides = rounded * max([1.0, *(float(x) for x in above)])
     # A score's gradient is multiplied by k to dq, and by q to dk.
     larger = (
         {a: max(1.0, float(drawn.inputs[b].abs().max())) for a, b in ("qk", "kq")} if size else {}
