@@ -141,10 +141,11 @@ def log_p(raw, softcap, norm, seen):
 
 @helper
 def less_norm(x, s, n, head, mask):
-    """log p of capped scores where `x` has a normaliser, which is inf of a head that is left out;
-    the scores where it has none."""
+    """log p of capped scores where `x` has a normaliser, -inf of a head that is left out; the
+    scores where it has none."""
     if x.norm is not None:
-        s -= norm_of(x, n.to(tl.int64) * x.heads + head, mask)[:, None]
+        norm = norm_of(x, n.to(tl.int64) * x.heads + head, mask)[:, None]
+        s = tl.where(norm == INFINITE, -INFINITE, s - norm)
     return s
 
 
