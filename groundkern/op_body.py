@@ -79,12 +79,13 @@ def in_body(device: torch.device) -> AbstractContextManager:
     """What an op's body runs in: on its tensors' device and without autocast."""
     kind = device.type
     # Making autocast's own context takes longer than asking for it; there is none for meta.
-    casts = _has_autocast(kind) and torch.is_autocast_enabled(kind)
+    casts = _any_autocast() and _has_autocast(kind) and torch.is_autocast_enabled(kind)
     here = torch.cuda.device(device) if kind == "cuda" else NOTHING
     return _without_autocast(here, kind) if casts else here
 
 
 _has_autocast = cache(torch.amp.is_autocast_available)
+_any_autocast = torch._C._is_any_autocast_enabled
 
 
 @contextmanager

@@ -1,28 +1,16 @@
-"""The rows of all readings of a layer, taken from its queries at once, with one gradient for both.
-
-Autograd would give each selection of rows a gradient like the queries [B, Hq, T, D], full of zeros,
-and each of query, key and value one more where side tokens are cut off. Here one node hands out the
-main pass's tensors, the same keys and values once more for ops beside it, and the rows of the
-queries. So its backward is given all their gradients and writes each [B, H, T, D] once: the main
-pass's and what the ops have found, zeros for the side tokens, and the rows added where they are.
-Without side tokens the main pass's gradient of the queries is copied, because Python cannot tell
-that nobody else holds a gradient that autograd hands over.
-"""
+"""Where the rows of all readings of a layer are: taken from its queries at once, and added to their
+gradient at once (`groundkern.beside`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from groundkern import backends
-from groundkern.calls import applied, is_direct
-from groundkern.op_body import in_body
-from groundkern.together import added
 
 
 class Selected(Protocol):
@@ -98,15 +86,15 @@ class Places:
             self._zeros[key] = gradient.new_zeros(shape)
         return torch.cat((gradient.transpose(1, 2), self._zeros[key]), 1)
 
-    def add(self, gradient: Tensor, x: Tensor) -> Tensor:
+    def add(self, gradient: Tensor, x: Tensor, plain: bool) -> Tensor:
         """gradient[sequence, position] += x, with the same bits on every run.
 
         Args:
-            gradient: contiguous [B, T, H, D], which is written to, unless it is to be
-                differentiated again.
+            gradient: contiguous [B, T, H, D], which is written to if it is plain.
             x: [N, H, D].
+            plain: both are neither batched nor differentiated again.
         """
-        if torch.is_grad_enabled():
+        if not plain:
             return gradient.index_put((self.sequence, self.position), x, accumulate=True)
         order, bags, place = self._sums
         sums = torch.embedding_bag(x.flatten(1), order, bags)[0]
@@ -153,94 +141,3 @@ def joins_by_kernel(backend: str, q: Tensor, v: Tensor) -> bool:
         return tiles.unsupported(q, v)
 
     return backends.choose(backend, q.device, unsupported) == "triton"
-
-
-class Beside(NamedTuple):
-    """A layer's tensors for the main pass, and for ops beside it."""
-
-    q: Tensor  # [B, Hq, S, D]
-    k: Tensor  # [B, Hkv, S, D]
-    v: Tensor  # [B, Hkv, S, Dv]
-    own_k: Tensor  # of the ops: the same values
-    own_v: Tensor
-    taken: Taken  # [N, Hq, D] of `q`
-
-
-def take_beside(
-    query: Tensor, key: Tensor, value: Tensor, length: int, places: Places | None
-) -> Beside:
-    """The queries, keys and values of the main pass, and the queries of rows.
-
-    Args:
-        query, key, value: [B, H, T, D] of all tokens, with their own H and D.
-        length: S, of the main pass; what follows are side tokens.
-        places: of the rows; None: there are none.
-    """
-    alone = length == query.shape[2]
-    if places is None or not (torch.is_grad_enabled() and query.requires_grad):
-        taken = {} if places is None else places.taken(query)
-        if not alone:
-            query, key, value = (x[:, :, :length] for x in (query, key, value))
-        return Beside(query, key, value, key, value, taken)
-    own_key, own_value = key, value
-    if alone:
-        query, *rows = applied(_TakeBeside, places, length, query)
-    else:
-        found = applied(_TakeBeside, places, length, query, key, value)
-        query, key, value, own_key, own_value, *rows = found
-    taken = dict(zip(places.selections, rows, strict=True))
-    return Beside(query, key, value, own_key, own_value, taken)
-
-
-def _first(x: Tensor, length: int) -> Tensor:
-    """[B, H, S, D] of [B, H, T, D]."""
-    if type(x) is not Tensor:
-        return x.narrow(2, 0, length)
-    return x.as_strided((*x.shape[:2], length, x.shape[3]), x.stride())  # twice as fast
-
-
-class _TakeBeside(Function):
-    @staticmethod
-    def forward(ctx: Any, places: Places, length: int, *tensors: Tensor):
-        """Of the queries or, to cut off side tokens, of the queries, keys and values."""
-        ctx.set_materialize_grads(False)
-        ctx.places, ctx.count = places, len(tensors)
-        if len(tensors) == 1:
-            first = [tensors[0].view_as(tensors[0])]
-        else:
-            q, k, v = [_first(x, length) for x in tensors]
-            first = [q, k, v, k.view_as(k), v.view_as(v)]
-            if not all(x.requires_grad for x in tensors):
-                pairs = zip((*tensors, *tensors[1:]), first, strict=True)
-                ctx.mark_non_differentiable(*[y for x, y in pairs if not x.requires_grad])
-        ctx.shape = first[0].shape
-        return *first, *places.take(tensors[0])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None):
-        places, others = ctx.places, 0 if ctx.count == 1 else 4
-        dq, (dk, dv, own_dk, own_dv) = gradients[0], gradients[1 : others + 1] or (None,) * 4
-        of_rows = gradients[others + 1 :]
-        plain = not torch.is_grad_enabled() and is_direct(gradients)
-        if plain and places.join is not None:
-            with in_body(next(x for x in gradients if x is not None).device):
-                found = places.join(places, (dq, dk, dv), (own_dk, own_dv), of_rows, ctx.shape)
-            return None, None, *found[: ctx.count]
-        rows = _rows(of_rows, places, ctx.shape)
-        if dq is None and rows is not None:
-            dq = rows.new_zeros(ctx.shape)
-        sums = dq, added(own_dk, dk, ours=False), added(own_dv, dv, ours=False)
-        whole = [None if x is None else places.whole(x) for x in sums]
-        if rows is not None:
-            whole[0] = places.add(whole[0], rows)
-        found = [None if x is None else x.transpose(1, 2) for x in whole]
-        return None, None, *found[: ctx.count]
-
-
-def _rows(gradients: Sequence[Tensor | None], places: Places, shape: torch.Size) -> Tensor | None:
-    """[N, Hq, D], the gradients of all selections; None if none has one."""
-    if len(gradients) == 1 or all(x is None for x in gradients):
-        return gradients[0]
-    like = next(x for x in gradients if x is not None)
-    sizes = zip(gradients, places.sizes, strict=True)
-    return torch.cat([like.new_zeros(n, shape[1], shape[3]) if x is None else x for x, n in sizes])

@@ -8,7 +8,7 @@ handed one gradient of k and one of v. `python -m benchmarks.host` measures what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -103,6 +103,70 @@ def _groups(asked: Sequence[Asked]) -> list[list[int]]:
     return groups
 
 
+class Ran(NamedTuple):
+    """What the backward of a call needs besides tensors."""
+
+    op: Any
+    call: Call
+    made: type[tuple]  # the op's `Inputs`
+    reads_v: bool
+    others: int  # tensors of `made` after v
+    outputs: int  # tensors that the forward left
+
+
+def forward(
+    asked: Iterable[tuple[Any, Call, Any]],
+) -> tuple[tuple[Tensor, ...], list[Ran], list[Tensor | None]]:
+    """The results of all calls, what ran, and what their backward reads besides q, k and v.
+
+    Args:
+        asked: op, call and inputs of each, as in `Asked`.
+    """
+    results: tuple[Tensor, ...] = ()
+    ran, saved = [], []
+    for op, call, inputs in asked:
+        outputs = op.kernels(call.backend).forward(inputs, call)
+        others, own = inputs[3:], op.saved(outputs)
+        ran.append(Ran(op, call, type(inputs), inputs.v is not None, len(others), len(own)))
+        saved += (*others, *own)
+        results += outputs[: op.RESULTS]
+    return results, ran, saved
+
+
+def backward(
+    ran: Sequence[Ran],
+    queries: Sequence[Tensor],
+    k: Tensor,
+    v: Tensor | None,
+    saved: Sequence[Tensor | None],
+    above: Sequence[Tensor | None],
+    plain: bool,
+) -> tuple[Tensor | None, Tensor | None, list[tuple[Tensor | None, ...]]]:
+    """The gradients of k and v, and for each call those of its q and of its inputs after v.
+
+    Args:
+        queries: q of each call.
+        saved: as the forward gave it.
+        above: gradients of all results, or None.
+        plain: they are neither batched nor differentiated again.
+    """
+    dk = dv = None
+    gradients: list[tuple[Tensor | None, ...]] = []
+    for (op, call, made, reads_v, others, outputs), q in zip(ran, queries, strict=True):
+        upstream, above = above[: op.RESULTS], above[op.RESULTS :]
+        end = others + outputs
+        beside, left, saved = saved[:others], saved[others:end], saved[end:]
+        if all(x is None for x in upstream):
+            gradients.append((None,) * (others + 1))
+            continue
+        call.refuse_written()
+        inputs = made(q, k, v if reads_v else None, *beside)
+        gradient = op.backward if plain else op.dispatched_backward
+        dq, dk, dv, *found = gradient(upstream, inputs, left, call, dk, dv)
+        gradients.append((dq, *found))
+    return dk, dv, gradients
+
+
 class _Together(Function):
     @staticmethod
     def forward(
@@ -113,41 +177,19 @@ class _Together(Function):
         *beside: Tensor | None,  # q of each, and its inputs after v
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.asked = parts = []
-        saved, results = [k, v, *beside], ()
         with in_body(k.device):
-            for op, call, inputs, _ in asked:
-                outputs = op.kernels(call.backend).forward(inputs, call)
-                own = op.saved(outputs)
-                parts.append((op, call, type(inputs), inputs.v is not None, len(own)))
-                saved += own
-                results += outputs[: op.RESULTS]
-        ctx.save_for_backward(*saved)
+            results, ctx.ran, saved = forward([each[:3] for each in asked])
+        ctx.save_for_backward(k, v, *[each.inputs.q for each in asked], *saved)
         return results
 
     @staticmethod
     def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
         k, v, *saved = ctx.saved_tensors  # once: checkpointing gives them out once
         plain = not torch.is_grad_enabled() and is_direct(above)
-        dk = dv = None
-        gradients: list[Tensor | None] = []
-        at, own = 0, sum([len(inputs._fields) - 2 for _, _, inputs, *_ in ctx.asked])
+        count = len(ctx.ran)
         with in_body(k.device) if plain else NOTHING:
-            for op, call, made, reads_v, count in ctx.asked:
-                upstream, above = above[: op.RESULTS], above[op.RESULTS :]
-                width = len(made._fields) - 2
-                q, *others = saved[at : at + width]
-                outputs = saved[own : own + count]
-                at, own = at + width, own + count
-                if all(x is None for x in upstream):
-                    gradients += [None] * width
-                    continue
-                call.refuse_written()
-                inputs = made(q, k, v if reads_v else None, *others)
-                gradient = op.backward if plain else op.dispatched_backward
-                dq, dk, dv, *others = gradient(upstream, inputs, outputs, call, dk, dv)
-                gradients += (dq, *others)
-        return None, dk, dv, *gradients
+            dk, dv, gradients = backward(ctx.ran, saved[:count], k, v, saved[count:], above, plain)
+        return None, dk, dv, *[x for each in gradients for x in each]
 
 
 def added(found: Tensor | None, before: Tensor | None, *, ours: bool = True) -> Tensor | None:

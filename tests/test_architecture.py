@@ -196,8 +196,10 @@ def role(module: str) -> str | None:
     match parts[1:]:
         case ["_C"] | ["native"]:
             return parts[1]
-        case ["tiles"] | ["taken"]:
-            return parts[1]
+        case ["beside"] | ["taken"]:
+            return "taken"
+        case ["tiles"]:
+            return "tiles"
         case [leaf] if leaf.endswith("_kernels"):
             return "tiles"
         case ["head_kernels"]:

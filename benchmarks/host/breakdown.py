@@ -13,7 +13,7 @@ from benchmarks.host.layers import WARM
 from benchmarks.host.spans import Spans
 from benchmarks.launches.noting import kernel_class
 from groundkern import asked, backends, calls, checks, taken, taken_kernels
-from groundkern.hf.model import layer, readings
+from groundkern.hf.model import attention, body_run, layer, map_readings
 from groundkern.lse import Watch
 from groundkern.ops.attention_map import triton_launch as map_launch
 from groundkern.ops.side_attention import triton_launch as side_launch
@@ -25,12 +25,14 @@ def _named() -> Iterator[tuple[str, object, str]]:
     yield "lse: Watch.lse", Watch, "lse"
     yield "wrapper: rows taken", taken.Places, "take"
     yield "wrapper: gradients joined", taken_kernels, "join"
+    yield "wrapper: what a layer is asked", body_run.BodyRun, "calls"
+    yield "wrapper: ops before the main pass", attention, "ask_beside"
     yield "wrapper: side rows", layer.SideRows, "ask"
-    yield "wrapper: map loss", readings.MapLoss, "read"
-    yield "wrapper: own columns", readings.MapRows, "own"
+    yield "wrapper: map loss", map_readings.MapLoss, "take"
+    yield "wrapper: own columns", map_readings.MapRows, "own"
     yield "op: asked", asked, "side_attention"
     yield "op: asked", asked, "attention_kl"
-    yield "op: all of a layer", asked, "run"
+    yield "op: all of a layer", attention.asked, "run"
     yield "op: checks", checks, "tensor"
     yield "op: choice of backend", backends, "choose"
     for launch in (side_launch, map_launch):

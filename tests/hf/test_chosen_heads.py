@@ -11,7 +11,7 @@ from groundkern import asked, attention_map
 from groundkern.hf import Klal, attach
 from groundkern.hf.model.chosen_heads import key_heads, take_heads
 from groundkern.hf.model.layer import Layer
-from groundkern.hf.model.readings import MapLoss, MapRows
+from groundkern.hf.model.map_readings import MapLoss, MapRows
 from groundkern.hf.model.rows import Rows
 from tests.hf.closeness import assert_same_gradients, gradients
 from tests.hf.naive import run_samples

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from groundkern.hf import Klal, Smam, attach, detach, doctor
-from groundkern.hf.model import attention as wiring
+from groundkern.hf.model import layer as wiring
 from tests.hf.conftest import MODELS
 from tests.hf.samples import SAMPLES, make_batch
 

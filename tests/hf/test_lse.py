@@ -11,7 +11,8 @@ from benchmarks.families.zoo.first import tiny_qwen_model
 from groundkern import asked
 from groundkern.hf import Klal, Smam, attach, detach
 from groundkern.hf.model import attention
-from groundkern.hf.model.attention import SHIFT_FROM, BodyRun
+from groundkern.hf.model.body_run import SHIFT_FROM, BodyRun
+from groundkern.hf.model.layer import SideRows
 from tests.hf.closeness import gradients
 from tests.hf.conftest import MODELS
 from tests.hf.samples import SAMPLES, make_batch
@@ -103,13 +104,13 @@ def test_nothing_is_looked_for_that_saves_less_than_it_costs(monkeypatch) -> Non
     assert side.calls > 0 and side.given == 0
     detach(model)
     by = {name: SimpleNamespace(join=join) for name, join in (("triton", print), ("native", None))}
-    run, alone = (BodyRun(8, "auto", [], side=x) for x in (SimpleNamespace(), None))
+    rows = SideRows(SimpleNamespace(), None)
 
-    def of(kernels: str, length: int, dtype: torch.dtype, run: BodyRun = run) -> bool:
-        return run.shifts(by[kernels], torch.empty(1, 1, length, 1, dtype=dtype, device="meta"))
+    def of(kernels: str, length: int, dtype: torch.dtype, side: SideRows | None = rows) -> bool:
+        return BodyRun(length, "auto", [], side=side).shifts(by[kernels], dtype)
 
     assert of("triton", SHIFT_FROM, torch.bfloat16)
     assert not of("triton", SHIFT_FROM - 1, torch.bfloat16)
     assert not of("native", SHIFT_FROM, torch.bfloat16)
     assert not of("triton", SHIFT_FROM, torch.float16)
-    assert not of("triton", SHIFT_FROM, torch.bfloat16, alone), "no side tokens"
+    assert not of("triton", SHIFT_FROM, torch.bfloat16, None), "no side tokens"

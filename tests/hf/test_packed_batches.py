@@ -232,6 +232,14 @@ def assert_same_but_for_noise(own, wanted):
         assert off <= 1e-5 * scale + noise, f"{name}: {off} of {scale}"
 
 
+def assert_same_in_fp64(own, wanted):
+    """Each gradient within 1e-12 of the model's largest."""
+    largest = max(float(gradient.abs().max()) for gradient in wanted.values())
+    assert own.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        assert float((own[name] - gradient).abs().max()) < 1e-12 * largest, name
+
+
 def padded_and_packed(family, dtype, basic=None):
     """Parts of the loss and gradients of the same samples, padded and in rows."""
     model, processor = first.FAMILIES[family].model().to(dtype), first.FAMILIES[family].processor()
@@ -272,9 +280,6 @@ def test_in_fp64_there_is_no_noise():
     parts, own_parts, wanted, own = padded_and_packed("llava", torch.float64, Basic())
     for name, part in parts.items():
         assert float(own_parts[name]) == pytest.approx(float(part), rel=1e-12), name
-    largest = max(float(gradient.abs().max()) for gradient in wanted.values())
-    assert own.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        assert float((own[name] - gradient).abs().max()) < 1e-12 * largest, name
+    assert_same_in_fp64(own, wanted)
     name = "model.vision_tower.encoder.layers.0.self_attn.q_proj.weight"
     assert float((own[name] - wanted[name]).abs().max() / wanted[name].abs().max()) < 1e-12

@@ -26,8 +26,8 @@ from groundkern.hf import (
     examine,
     packing_refusal,
 )
-from groundkern.hf.model.attention import BodyRun
 from groundkern.hf.model.body import APART
+from groundkern.hf.model.body_run import BodyRun
 from groundkern.hf.model.documents import Documents
 from groundkern.hf.model.positions import packed_inputs
 from groundkern.hf.model.request import Request, with_documents

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from groundkern import QueryRows
-from groundkern.hf.model.attention import LAYER, RUN, BodyRun, grounded
+from groundkern.beside import take_beside
+from groundkern.hf.model.attention import LAYER, RUN, grounded
+from groundkern.hf.model.body_run import BodyRun
 from groundkern.hf.model.layer import Layer
 from groundkern.hf.model.rows import Rows
-from groundkern.taken import Places, take_beside
+from groundkern.taken import Places
 
 LENGTH = 6
 

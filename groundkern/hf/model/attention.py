@@ -1,61 +1,29 @@
-"""The attention function of an attached model: side tokens, and what is read in every layer.
-
-A `BodyRun` travels through the layers as a keyword. What it collects are plain Python lists and
-running sums: when checkpointing recomputes a layer, the layer does the same mathematics and the
-sums stay as they are, because the run has been marked as finished by then.
-"""
+"""The attention function of an attached model: side tokens, and what is read in every layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import wraps
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from groundkern import asked
+from groundkern.beside import ask_beside, take_beside
 from groundkern.checks import fail
 from groundkern.hf.model.apart import attend_apart
-from groundkern.hf.model.context import Split
-from groundkern.hf.model.documents import Documents
+from groundkern.hf.model.body_run import BodyRun, MainMask, Reading
 from groundkern.hf.model.engines.ulysses import function_for
-from groundkern.hf.model.layer import Layer, Question, SideRows
-from groundkern.hf.model.rows import Chunk, Rows, Window
+from groundkern.hf.model.layer import Layer
+from groundkern.hf.model.rows import Chunk, Window
 from groundkern.lse import WATCHED, Watch, graph_is_readable, lse_of_graph
-from groundkern.taken import Places, joins_by_kernel, take_beside
 
 # In the __dict__ of text attention modules: the layer's number, and the tokens of its chunks if
 # attention stays inside of such.
 LAYER, CHUNK = "_groundkern_layer", "_groundkern_chunk"
 RUN = "gk_body_run"  # the keyword
-SHIFT_FROM = 32768  # tokens, from computed times (docs/ops/gpu.md); not measured on a device
-
-
-class Reading(Protocol):
-    """What a loss or a recording reads in every layer."""
-
-    uses_lse: bool  # whether the main pass's log-sum-exp spares work
-
-    def rows_in(self, number: int) -> Rows | None:
-        """The rows whose queries it takes from the layer of this number, if it takes any."""
-
-    def read(self, run: BodyRun, layer: Layer) -> Question | None:
-        """Add one layer, at once or by an answer; once the run is finished, compute the same and
-        add nothing."""
-
-
-class MainMask(NamedTuple):
-    """The mask of the main tokens, and what was found out about it."""
-
-    mask: Any  # [B, S], [B, 1 or H, S, S], or None
-    plain: bool  # documents are apart and causal, and it says nothing else
-
-    @property
-    def shows_all(self) -> bool:
-        """Whether a token sees everything before it in its document, or all keys but a window's."""
-        return self.mask is None or self.plain
 
 
 class Main(NamedTuple):
@@ -64,128 +32,6 @@ class Main(NamedTuple):
     out: Tensor  # [B, S, Hq, Dv]
     weights: Tensor | None  # of eager attention
     lse: Tensor | None  # [B, Hq, S], if it was asked for and is known
-
-
-class BodyRun:
-    """One run of the body as its attention layers see it.
-
-    Args:
-        length: S; side tokens come after it.
-        backend: of the ops.
-        readings: what to read in every layer.
-        side: the rows of the side tokens; None: there are none.
-        documents: those of the rows; None: a row is one.
-        guarded: look at every mask whether it keeps the documents apart.
-        split: of the tokens over ranks, of which `length` are here; None: all are.
-        first_key: int32 [B, S], the first key that each token of whole sequences may see, if they
-            are split.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        backend: str,
-        readings: Sequence[Reading],
-        side: SideRows | None = None,
-        documents: Documents | None = None,
-        guarded: bool = False,
-        split: Split | None = None,
-        first_key: Tensor | None = None,
-    ) -> None:
-        self.length, self.backend, self.readings, self.side = length, backend, readings, side
-        self.documents, self.guarded = documents, guarded
-        self.split, self.first_key = split, first_key
-        self.grad_enabled = torch.is_grad_enabled()
-        self.uses_lse = any(reading.uses_lse for reading in readings)
-        self.layers = 0  # of softmax attention that ran so far
-        self.mixers = 0  # recurrences and convolutions that ran so far on the main tokens alone
-        self.finished = False  # a layer that runs now is recomputed by checkpointing
-        self._places: dict[tuple[Rows, ...], Places] = {}
-        self._masks: list[tuple[Any, MainMask]] = []
-
-    def main_mask(self, implementation: str, attention_mask: Any, total: int) -> MainMask:
-        """The mask of the main tokens, looked at once for all layers that share it.
-
-        Args:
-            implementation: the name of the attention function.
-            attention_mask: as that is given it.
-            total: T, with the side tokens.
-
-        Raises:
-            ValueError: a mask of another form, or one that shows a token those of another document.
-        """
-        for given, found in self._masks:
-            if given is attention_mask:
-                return found
-        mask, plain = crop(attention_mask, self.length, total), False
-        if self.guarded and "flash" not in implementation:  # which has no mask of documents
-            plain = self.documents.refuse_leak(mask)
-        found = MainMask(mask, plain)
-        self._masks.append((attention_mask, found))
-        return found
-
-    def flash_lengths(self, implementation: str, mask: Any) -> dict[str, Any]:
-        """The lengths of documents as keywords for flash attention.
-
-        From positions it would find those of a single row only.
-
-        Args:
-            implementation: the name of the attention function.
-            mask: of the main tokens.
-        """
-        packed = self.documents is not None and "flash" in implementation and mask is None
-        return self.documents.lengths if packed else {}
-
-    @property
-    def several(self) -> bool:
-        """Whether any row has several documents."""
-        return self.documents is not None and self.documents.several
-
-    @property
-    def reads(self) -> bool:
-        """Whether anything is read or computed in the layers."""
-        return self.side is not None or bool(self.readings)
-
-    def places(self, number: int, q: Tensor, v: Tensor) -> Places | None:
-        """Where the rows are that are taken from a layer of T tokens; None: there are none.
-
-        Args:
-            number: of the layer.
-            q, v: [B, H, T, D] of all tokens.
-        """
-        found = [reading.rows_in(number) for reading in self.readings]
-        if self.side is not None:
-            found.append(self.side.rows)
-        selections = tuple(dict.fromkeys(rows for rows in found if rows is not None))
-        if selections and selections not in self._places:
-            self._places[selections] = Places(
-                selections, q.shape[2], joins_by_kernel(self.backend, q, v)
-            )
-        return self._places.get(selections)
-
-    def shifts(self, places: Places, q: Tensor) -> bool:
-        """Whether the main pass's log-sum-exp saves side attention more than it takes to find.
-
-        It is a shift there and never changes a result. It spares the Triton kernel instructions (of
-        fp16 it uses none), which count where many keys are read. To find it takes the host 0.03 to
-        0.05 ms in every layer, and more under checkpointing, where no graph can be read.
-
-        Args:
-            places: of the rows.
-            q: [B, Hq, S, D], of the main pass.
-        """
-        by_triton = places.join is not None and q.dtype == torch.bfloat16
-        return self.side is not None and by_triton and q.shape[2] >= SHIFT_FROM
-
-    def refuse_lost_graph(self, what: str) -> None:
-        """Raise when a layer runs without the graph that `what` needs.
-
-        Raises:
-            ValueError: reentrant checkpointing.
-        """
-        if self.grad_enabled and not torch.is_grad_enabled():
-            wanted = f"use_reentrant=False: reentrant checkpointing drops the gradient of {what}"
-            fail("gradient_checkpointing_kwargs", wanted, "use_reentrant=True")
 
 
 def grounded(attention: Callable, implementation: str) -> Callable:
@@ -236,32 +82,59 @@ def _attend(
         _refuse(kwargs)
         if not run.finished:
             run.layers += 1
-    places = run.places(number, query, value)
-    q, k, v, own_k, own_v, taken = take_beside(query, key, value, length, places)
+    chunk = module.__dict__.get(CHUNK)
+    window = kwargs.get("sliding_window") if chunk is None else Chunk(chunk)
+    readings, places = run.asking(number, query, value)
+    sinks = kwargs.get("s_aux")
+    uses_lse = run.split is None and places is not None
+    uses_lse = uses_lse and ((run.uses_lse and mask.shows_all) or run.shifts(places, query.dtype))
+    scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
+    options = window, {"scale": scale, "softcap": softcap, "backend": run.backend}
+    calls = None
+    if not uses_lse and sinks is None:
+        calls = run.calls(number, readings, options, places, (query, key, value))
+    if calls is None:
+        q, k, v, own_k, own_v, taken = take_beside(query, key, value, length, places)
+    else:
+        (q, k, v), answers = ask_beside(calls, places, length, query, key, value)
     positions = kwargs.get("position_ids")
     if positions is not None and length != total == positions.shape[-1]:
         kwargs["position_ids"] = positions[..., :length]
-    uses_lse = run.split is None and places is not None
-    uses_lse = uses_lse and ((run.uses_lse and mask.shows_all) or run.shifts(places, q))
     watched = implementation in WATCHED and uses_lse
-    chunk = module.__dict__.get(CHUNK)
-    window = kwargs.get("sliding_window") if chunk is None else Chunk(chunk)
     if run.split is not None:
         main = _by_ranks(attention, run, module, (q, k, v), window, kwargs)
     elif implementation == "sdpa" and isinstance(mask.mask, Tensor) and run.several:
         main = _by_documents(attention, run, module, (q, k, v), mask, kwargs, watched)
     else:
         main = _by_rows(attention, implementation, module, (q, k, v), mask.mask, kwargs, watched)
-    lse = {} if main.lse is None else places.taken(main.lse)
-    scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
-    options = {"scale": scale, "softcap": softcap, "backend": run.backend}
-    rest = options, taken, lse, not mask.shows_all, kwargs.get("s_aux")
-    layer = Layer(number, module, q, own_k, own_v, main.out, window, *rest)
-    side = _read(run, layer)
+    if calls is None:
+        lse = {} if main.lse is None else places.taken(main.lse)
+        rest = *options, taken, lse, not mask.shows_all, sinks
+        side = _read(run, Layer(number, module, q, own_k, own_v, main.out, *rest))
+    else:
+        side = _took(run, number, window, readings, answers)
     if side is None:
         return main.out, main.weights
     side = side if side.dtype == main.out.dtype else side.to(main.out.dtype)
     return torch.cat((main.out, side), 1), main.weights
+
+
+def _took(
+    run: BodyRun,
+    number: int,
+    window: Window,
+    readings: Sequence[Reading],
+    answers: Sequence[tuple[Tensor, ...]],
+) -> Tensor | None:
+    """Let readings take what a layer answered; [B, R, Hq, Dv] of the side tokens, if there are
+    any."""
+    side = None
+    if run.side is not None:
+        (out, _), *answers = answers
+        side = run.side.slots(out)
+    for reading, (answer,) in zip(readings, answers, strict=True):
+        reading.take(run.finished, number, window, answer)
+    return side
 
 
 def _read(run: BodyRun, layer: Layer) -> Tensor | None:
@@ -338,24 +211,3 @@ def _refuse(kwargs: dict) -> None:
     for name in ("sinks", "position_bias", "head_mask", "block_indices"):
         if kwargs.get(name) is not None:
             fail(name, "softmax attention over all visible keys, without biases", "a tensor")
-
-
-def crop(mask, length: int, total: int):
-    """The mask of the first `length` positions of T.
-
-    Args:
-        mask: [B, T] or [B, H, T, T] of an attention function or a mixer, or None.
-        length: S, the main tokens.
-        total: T, with the side tokens.
-
-    Returns:
-        The mask of the main tokens.
-
-    Raises:
-        ValueError: a mask of another form.
-    """
-    if mask is None or length == total:
-        return mask
-    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):  # FlexAttention's BlockMask
-        fail("attention_mask", "a tensor of 2 or 4 dimensions, or None", type(mask).__name__)
-    return mask[:, :length] if mask.dim() == 2 else mask[:, :, :length, :length]

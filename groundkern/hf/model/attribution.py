@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from groundkern import attention_contribution
 from groundkern.checks import fail
-from groundkern.hf.model.attention import LAYER, BodyRun
+from groundkern.hf.model.attention import LAYER
+from groundkern.hf.model.body_run import BodyRun
 from groundkern.hf.model.head import unembedding
 from groundkern.hf.model.layer import Layer
 from groundkern.hf.model.layers import forward_source, text_decoder
@@ -55,7 +56,7 @@ class SavedAttention:
     It holds k and v of all layers, as a cache for generation would.
     """
 
-    uses_lse = False
+    uses_lse = alike = False
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows

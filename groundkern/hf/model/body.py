@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from groundkern import checks
 from groundkern.checks import fail, require
-from groundkern.hf.model.attention import RUN, BodyRun, Reading
+from groundkern.hf.model.attention import RUN
 from groundkern.hf.model.attribution import final_norm
+from groundkern.hf.model.body_run import BodyRun, Reading
 from groundkern.hf.model.gradcam import GradcamRun, SavedLayers, gradcam_terms, refuse_sharded
 from groundkern.hf.model.layer import SideRows
 from groundkern.hf.model.layers import body_of

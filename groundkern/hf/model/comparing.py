@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from groundkern.checks import require
-from groundkern.hf.model.attention import RUN, BodyRun
+from groundkern.hf.model.attention import RUN
+from groundkern.hf.model.body_run import BodyRun
 from groundkern.hf.model.layer import Layer, SideRows
 from groundkern.hf.model.support import base_model
 from groundkern.selection import KeySets
@@ -25,7 +26,7 @@ class ComparedAttention:
         some: the same rows with fewer keys.
     """
 
-    uses_lse = False
+    uses_lse = alike = False
 
     def __init__(self, every: SideRows, some: SideRows) -> None:
         self.every, self.some = every, some

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from groundkern import attention_contribution
 from groundkern.checks import fail
-from groundkern.hf.model.attention import BodyRun
+from groundkern.hf.model.body_run import BodyRun
 from groundkern.hf.model.layer import Layer
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import Rows, take_rows, tokens_after
@@ -26,7 +26,7 @@ from groundkern.hf.model.sharded import sharded
 class SavedLayers:
     """A reading: the attention layers of one run, in their graph."""
 
-    uses_lse = False
+    uses_lse = alike = False
 
     def __init__(self) -> None:
         self.layers: list[Layer] = []

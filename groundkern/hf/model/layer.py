@@ -89,6 +89,8 @@ class Question(NamedTuple):
 class SideRows:
     """The aligned rows and the keys they may see: attention of the side tokens (S1)."""
 
+    alike = True  # as a `Reading`'s
+
     def __init__(self, rows: Rows, allowed: KeySets | None, split: Split | None = None) -> None:
         self.rows, self.allowed, self.split = rows, allowed, split
         self._repeated = Repeated()
@@ -107,7 +109,7 @@ class SideRows:
         options = {**layer.options, "allowed": self.allowed}
         out = parallel.side_attention(layer.queries(rows), layer.k, layer.v, own, **options).out
         whole = out.new_zeros(len(own), *out.shape[1:]).index_copy(0, own.own, out)
-        return self.split.side_slots(whole.view(-1, rows.rows, *out.shape[1:]))
+        return self.split.side_slots(whole.view(*rows.shape, *out.shape[1:]))
 
     def ask(self, layer: Layer) -> Asked:
         """Their attention in a layer. The main pass's log-sum-exp is a shift, which may be
@@ -126,4 +128,8 @@ class SideRows:
         """[B, R, Hq, Dv] of what was answered."""
         if layer.sinks is not None:  # the share of the keys beside the sink
             out = out * (lse - layer.sinks.to(lse.dtype)).sigmoid()[..., None]
-        return out.view(len(layer.k), self.rows.rows, *out.shape[1:])
+        return self.slots(out)
+
+    def slots(self, out: Tensor) -> Tensor:
+        """[B, R, Hq, Dv] of [B * R, Hq, Dv]."""
+        return out.view(*self.rows.shape, *out.shape[1:])

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from groundkern.checks import fail
-from groundkern.hf.model.attention import RUN, BodyRun, crop
+from groundkern.hf.model.attention import RUN
+from groundkern.hf.model.body_run import BodyRun, crop
 from groundkern.hf.model.layers import text_layers
 from groundkern.hf.model.rows import take_rows
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from groundkern import attention_map, checks
 from groundkern.hf.data.image_token import one_of
-from groundkern.hf.model.attention import BodyRun
+from groundkern.hf.model.body_run import BodyRun
 from groundkern.hf.model.layer import Layer
 from groundkern.hf.model.request import Request, visual_tokens_of
 from groundkern.hf.model.rows import Rows
@@ -27,7 +27,7 @@ class PatchWeight:
         depth: k of (B1): the layers that count.
     """
 
-    uses_lse = False
+    uses_lse = alike = False
 
     def __init__(self, request: Request, depth: int) -> None:
         self.depth, self.columns = depth, request.batch.map_columns.int()  # [B, C]

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from groundkern import AttentionReference, attention_divergence
 from groundkern.checks import require
-from groundkern.hf.model.attention import BodyRun
+from groundkern.hf.model.body_run import BodyRun
 from groundkern.hf.model.layer import Layer
 from groundkern.hf.model.layers import text_attention
-from groundkern.hf.model.readings import MapReading, MapRows
+from groundkern.hf.model.map_readings import MapReading, MapRows
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import Rows, Window
 from groundkern.hf.objectives import AttentionPolicy, Chosen

@@ -49,7 +49,7 @@ class Rows:
         self.position = position.flatten().to(torch.int32)
         self.start = first_key.flatten()
         self.unbounded = None if unbounded is None else unbounded.flatten()
-        self.rows = rows  # of each sequence
+        self.shape, self.rows = (batch, rows), rows  # of each sequence
         self.shard = shard
         self._windows: dict[Window, QueryRows] = {}
         self._sharded: dict[Window, ShardedRows] = {}

@@ -21,10 +21,11 @@ from groundkern.head_weights import (
     sink_head_weight,
     sink_queries,
 )
-from groundkern.hf.model.attention import BodyRun
+from groundkern.hf.model.body_run import BodyRun
 from groundkern.hf.model.layer import Layer
 from groundkern.hf.model.layers import text_attention, text_decoder
-from groundkern.hf.model.readings import MapRows, MapSum, Readings, map_rows_of
+from groundkern.hf.model.map_readings import MapRows, MapSum
+from groundkern.hf.model.readings import Readings, map_rows_of
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import Rows, take_rows
 from groundkern.hf.objectives import Klal
@@ -41,7 +42,7 @@ class SinkQueries:
         layers: those that count.
     """
 
-    uses_lse = False
+    uses_lse = alike = False
 
     def __init__(self, request: Request, at: MapRows, layers: tuple[int, ...]) -> None:
         self.position = request.batch.query_position  # [B, Rm, Q]
@@ -97,7 +98,7 @@ class SinkMaps(MapSum):
 
     def __init__(self, at: MapRows, klal: Klal, queries: SinkQueries) -> None:
         super().__init__(at, klal.layers, klal.over)
-        self.klal, self.queries = klal, queries
+        self.alike, self.klal, self.queries = False, klal, queries
         self.kept: list[Layer] = []
 
     def read(self, run: BodyRun, layer: Layer) -> None:

@@ -39,6 +39,8 @@ class SinkSideRows(SideRows):
         ValueError: (checked if that needs no sync) visual tokens and no `gk_map_columns`.
     """
 
+    alike = False
+
     def __init__(self, request: Request) -> None:
         batch, smam = request.batch, request.terms.smam
         super().__init__(request.rows(batch.side_position), side_sets(batch))

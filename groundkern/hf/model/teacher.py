@@ -17,13 +17,13 @@ from groundkern.checks import fail, require
 from groundkern.hf.data.image_token import visual_token_ids
 from groundkern.hf.model.layers import text_attention
 from groundkern.hf.model.logit_rule import LogitRule, logit_rule
+from groundkern.hf.model.map_readings import MapRows
 from groundkern.hf.model.policy import (
     AgainstReferences,
     TeacherAttention,
     chosen_layers,
     rows_over_all,
 )
-from groundkern.hf.model.readings import MapRows
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.support import refuse_unsupported
 from groundkern.hf.objectives import Distillation, Objectives

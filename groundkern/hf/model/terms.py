@@ -15,7 +15,8 @@ from groundkern.hf.model.gradcam import gradcam_maps, group_means
 from groundkern.hf.model.head import RowScores
 from groundkern.hf.model.head_weight import HEAD_WEIGHT
 from groundkern.hf.model.lesson import taught_tokens
-from groundkern.hf.model.readings import map_loss, map_rows_of, map_target
+from groundkern.hf.model.map_readings import map_loss
+from groundkern.hf.model.readings import map_rows_of, map_target
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.router import ROUTER
 from groundkern.hf.model.rows import word_images

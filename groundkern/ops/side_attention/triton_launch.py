@@ -179,7 +179,7 @@ def forward(inputs: Inputs, call: Call) -> Outputs:
     launch, inputs = _launch(inputs, call, checked=True)
     q, lse = inputs.q, inputs.lse
     out, own_lse = q.new_empty(launch.shape), q.new_empty(launch.lse_shape, dtype=torch.float32)
-    rest = empty_like(out) if rounded else q.new_empty(0)
+    rest = empty_like(out) if rounded else call.once("no rest", lambda: q.new_empty(0))
     scratch = call.once("scratch", tiles.Scratch)
     parts, counters = scratch("forward", launch.device, launch.merged)
     launch(
