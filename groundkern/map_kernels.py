@@ -64,6 +64,12 @@ def norm_of(x, at, mask):
 
 
 @helper
+def no_sum(BLOCK_M: tl.constexpr):
+    """m and l of `tk.online_sum` before the first score."""
+    return tl.full((BLOCK_M,), -INFINITE, tl.float32), tl.zeros((BLOCK_M,), tl.float32)
+
+
+@helper
 def listed_key(x, first, count, e, keys, BLOCK_N: tl.constexpr):
     """Where key tile e of a row tile begins, any tile if e >= count. Loops carry it from the
     iteration before: the list's entry and then the keys there would be loads that wait for one
@@ -131,6 +137,16 @@ def log_p(raw, softcap, norm, seen):
     """(K1) log p, -inf where the key is not seen or the head is left out."""
     seen = seen & (norm != INFINITE)
     return tl.where(seen, tk.capped(raw, softcap) - norm, -INFINITE)
+
+
+@helper
+def less_norm(x, s, n, head, mask):
+    """log p of capped scores where `x` has a normaliser, -inf of a head that is left out; the
+    scores where it has none."""
+    if x.norm is not None:
+        norm = norm_of(x, n.to(tl.int64) * x.heads + head, mask)[:, None]
+        s = tl.where(norm == INFINITE, -INFINITE, s - norm)
+    return s
 
 
 @helper

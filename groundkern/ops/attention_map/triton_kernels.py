@@ -12,8 +12,8 @@ and u [N, C] the gradient that arrives from above, the gradient at a score is
     KL_EACH       z = 1                  u = -dkl P                        (K3)
 
 with z = 0 off the own columns, and p on all keys that the normaliser sums over; it is formed in
-fp32 before it is rounded, because at the optimum it cancels. A normaliser that is an input of its
-own takes dnorm, and no key does.
+fp32 before it is rounded, because at the optimum it cancels. Of fp32 operands dnorm is divided by
+the sum of p, so that ds sums to 0. A given normaliser with a gradient takes dnorm, and no key does.
 
 What splits leave is merged by the last of their programs to arrive, in a fixed order. No atomic but
 the counter of arrivals.
@@ -79,13 +79,13 @@ def _norm_kernel(
     BLOCK_N: tl.constexpr,
     VISIBLE: tl.constexpr,
 ):
-    """Log-sum-exp over the own columns or all visible keys; 0 if there are none."""
+    """Log-sum-exp over the own columns or all visible keys; 0 if there are none. Of log p where
+    `x` has a normaliser: near 0, so that fp32 holds what that one was rounded by."""
     b, first, count, n, head, mask = ak.row_tile(x, BLOCK_M)
     kv_head, split, splits = ak.kv_head_of(x), tl.program_id(2), tl.num_programs(2)
     q = tk.load_heads(x.q, n, head, mask, D)
     start, stop, member = tk.row_bounds(x.selection, n, mask)
-    m = tl.full((BLOCK_M,), -mk.INFINITE, tl.float32)
-    l = tl.zeros((BLOCK_M,), tl.float32)
+    m, l = mk.no_sum(BLOCK_M)
     after = mk.listed_key(x, first, count, split, keys, BLOCK_N)
     place = tl.zeros((BLOCK_N,), tl.int32) if VISIBLE else mk.place_of(x, b, after, keys, BLOCK_N)
     for e in range(split, count, splits):
@@ -99,16 +99,15 @@ def _norm_kernel(
             seen = mk.own_columns(x, place_here, (start, stop, member), j0, keys, BLOCK_N)
             place = mk.place_of(x, b, after, keys, BLOCK_N)
         s = tk.capped(tk.dot(q, tl.trans(k)) * x.scale, x.softcap)
+        s = mk.less_norm(x, s, n, head, mask)
         m, l = tk.online_sum(m, l, tl.where(seen, s, -mk.INFINITE))
     at = n.to(tl.int64) * x.heads + head
-    complete = splits == 1
+    complete, counter = splits == 1, tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     if splits > 1:
         size = tk.wide(N) * x.heads
         tl.store(part_ptr + at + split * size, tk.log_sum(m, l), mask=mask)
-        counter = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
         if ak.last_to_arrive(counters_ptr + counter, splits):
-            m = tl.full((BLOCK_M,), -mk.INFINITE, tl.float32)
-            l = tl.zeros((BLOCK_M,), tl.float32)
+            m, l = mk.no_sum(BLOCK_M)
             for part in range(splits):
                 s = ak.load_part(part_ptr, at + tk.wide(part) * size, mask)
                 m, l = tk.online_sum(m, l, s[:, None])

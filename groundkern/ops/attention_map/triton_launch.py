@@ -133,6 +133,7 @@ class _Launch:
         plan, options = call.plan, call.options
         self.launcher, tile = Launcher(), _tile(inputs, options)
         self.adding = Launcher(), self.launcher  # of dk that is made, and added to
+        self.of_p = Launcher()
         (self.rows, heads, dim), (batch, kv_heads, self.keys, _) = q.shape, k.shape
         group, self.columns = heads // kv_heads, call.selection.columns.shape[1]
         parts = -(-group // plan.lanes)  # of a KV head's query heads, `lanes` at a time
@@ -209,15 +210,20 @@ class _Launch:
 
         return call.once("scratch", Scratch)(name, self.device, make)
 
-    def norm(self, call: Call, inputs: Inputs) -> Tensor:
-        """[N, Hq]: log-sum-exp over all visible keys or over own columns; 0 if there are none."""
+    def norm(self, call: Call, inputs: Inputs, of_p: Tensor | None = None) -> Tensor:
+        """[N, Hq]: log-sum-exp over all visible keys or over own columns; 0 if there are none.
+
+        Args:
+            of_p: a normaliser [N, Hq]: of the log p that it leaves, the log of the sum of p.
+        """
         grid, shape = self.grids[self.visible], (self.rows, self.heads)
         operands = (*self.operands(inputs)[:2], None, None)  # one variant for all kinds
-        x = self.maps(call, operands, *[None] * 6, visible=self.visible)
+        x = self.maps(call, operands, of_p, *[None] * 5, visible=self.visible)
         norm = inputs.q.new_empty(shape, dtype=torch.float32)
         part, counters = self.parts(call, "norm", grid, grid[0] * grid[1], shape)
         arguments = (x, part, norm, counters, self.rows, self.keys)
-        self.launcher(kernels._norm_kernel, grid, arguments, self.norm_constants)
+        launcher = self.launcher if of_p is None else self.of_p
+        launcher(kernels._norm_kernel, grid, arguments, self.norm_constants)
         return norm
 
     def map(self, call: Call, inputs: Inputs, norm: Tensor, target: Tensor | None) -> tuple:
@@ -341,5 +347,11 @@ def backward(
             dnorm = torch.where(inputs.lse.isinf(), 0.0, dnorm)
     else:
         dweight, dnorm = launch.sums(call, *read)
+    if inputs.q.dtype == torch.float32 and not options.lse_grad:
+        # p sums to 1 only as far as the normaliser is exact (one of 500 is rounded by 1.5e-5), but
+        # the gradient of the scores must sum to 0: what is left over would be multiplied by all
+        # that the keys have in common. 16-bit operands round each of its terms by more than that.
+        sum_p = torch.exp(launch.norm(call, inputs, norm))
+        dnorm = dnorm / sum_p.clamp_min(1e-30)  # where p underflows, nothing
     gradients = launch.gradients(call, *read, dnorm, dk)
     return gradients._replace(dhead_weight=None if launch.kind == CONTRIBUTION else dweight)

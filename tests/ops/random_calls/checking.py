@@ -137,7 +137,11 @@ def _close(drawn: Drawn, got: Answer, selected: Selected) -> list[str]:
     right = plain(drawn, selected, torch.float64)
     budget = _budget(drawn, selected)
     size = _largest_score(drawn)
-    besides = BESIDES * (1 + size) * max(1.0, float(drawn.notes["upstream size"]))
+    rounded = BESIDES * (1 + size)
+    # What a score is rounded by is multiplied by the gradient from above: by its largest number,
+    # and not by the size that it was drawn with. Results do not depend on it.
+    above = [x.abs().max() for x in drawn.upstream if x is not None and x.numel()]
+    besides = rounded * max([1.0, *(float(x) for x in above)])
     # A score's gradient is multiplied by k to dq, and by q to dk.
     larger = (
         {a: max(1.0, float(drawn.inputs[b].abs().max())) for a, b in ("qk", "kq")} if size else {}
@@ -145,7 +149,7 @@ def _close(drawn: Drawn, got: Answer, selected: Selected) -> list[str]:
     found = []
     for i, (o, t) in enumerate(zip(got.results, right.results, strict=True)):
         p = [b.results[i] for b in budget]
-        found.append(_allowed(f"result {i}", o, p, t, VALUES, besides))
+        found.append(_allowed(f"result {i}", o, p, t, VALUES, rounded))
     for name, t in right.gradients.items():
         p = [b.gradients[name] for b in budget]
         found.append(
