@@ -47,12 +47,6 @@ EXEMPT = (
         "two warp groups share the 32 keys; 64 keys with two copies in flight take 256 KiB of "
         "shared memory, and one warp group alone spills 144 bytes or more",
     ),
-    Exempt(
-        "map_kernel",
-        r"^attention_map .*D=(40|72) .*(mean|weight) ",
-        Least(copies=1),
-        "it copies keys alone, in `SEVERAL_STAGES` stages, and one tile of them at a time",
-    ),
 )
 
 

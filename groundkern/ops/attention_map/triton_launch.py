@@ -153,7 +153,8 @@ class _Launch:
         several = {"num_stages": tiles.at_most_stages(min(tile.stages, SEVERAL_STAGES))}
         of_keys = several if options.kind == CONTRIBUTION else {}
         # There is no second product in it, and with 4 warps it spills.
-        of_map = several | ({"num_warps": 8} if tile.block_m == 64 else {})
+        alone = tile.block_m == 16 and options.kind != CONTRIBUTION  # loads keys and nothing else
+        of_map = ({} if alone else several) | ({"num_warps": 8} if tile.block_m == 64 else {})
         at_once = _at_once(tile)
         self.map_constants = constants | of_map | {"TILES": at_once}
         self.sums_constants = constants | of_keys
