@@ -87,23 +87,19 @@ class OfRows(NamedTuple):
 
 
 def ask_beside(
-    calls: Sequence[OfRows],
-    places: Places,
-    length: int,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    calls: Sequence[OfRows], places: Places, length: int, *tensors: Tensor
 ) -> tuple[tuple[Tensor, Tensor, Tensor], list[tuple[Tensor, ...]]]:
     """The main pass's queries, keys and values, and the differentiable results of each call.
 
     Args:
         calls: that need no dispatcher and whose own tensors, those after v, have no gradient.
         places: of their rows.
-        length, query, key, value: as for `take_beside`; `query` requires a gradient.
+        length: as for `take_beside`.
+        tensors: query, key and value, as there; the query requires a gradient.
     """
-    found = applied(_AskBeside, calls, places, length, query, key, value)
-    if length == query.shape[2]:
-        main, results = (found[0], key, value), found[1:]
+    found = applied(_AskBeside, calls, places, length, *tensors)
+    if length == tensors[0].shape[2]:
+        main, results = (found[0], *tensors[1:]), found[1:]
     else:
         main, results = found[:3], found[3:]
     answers = []
@@ -155,25 +151,18 @@ class _TakeBeside(Function):
 
 class _AskBeside(Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        calls: Sequence[OfRows],
-        places: Places,
-        length: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-    ):
+    def forward(ctx: Any, calls: Sequence[OfRows], places: Places, length: int, *tensors: Tensor):
         """The main pass's queries or, to cut off side tokens, its queries, keys and values; and the
         results of the calls."""
         ctx.set_materialize_grads(False)
+        query, k, v = tensors
         ctx.calls, ctx.places, ctx.alone = calls, places, length == query.shape[2]
         if ctx.alone:
-            k, v, main = key, value, [query.view_as(query)]
+            main = [query.view_as(query)]
         else:
-            main = [_first(x, length) for x in (query, key, value)]
+            main = [_first(x, length) for x in tensors]
             _, k, v = main
-            _mark(ctx, (query, key, value), main)
+            _mark(ctx, tensors, main)
         ctx.shape, rows = main[0].shape, places.take(query)
         given = [each.given(rows[each.number], k, v) for each in calls]
         with in_body(k.device):

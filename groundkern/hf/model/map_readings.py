@@ -106,8 +106,8 @@ class MapReading:
         return None
 
     @property
-    def of_one_op(self) -> bool:
-        """Whether layers differ in nothing else than what `Reading.alike` names."""
+    def layers_alike(self) -> bool:
+        """Whether neither heads, their weights nor a split make one layer differ from another."""
         return self.head_weight is None and self.chosen is None and self.at.split is None
 
     def take(self, finished: bool, number: int, window: Window, found: Any) -> None:
@@ -191,7 +191,7 @@ class MapLoss(MapReading):
     def __init__(self, at: MapRows, target: Tensor, klal: Klal, head_weight: Tensor | None) -> None:
         super().__init__(at, klal.counted_layers, klal.over, head_weight, klal.heads_by_layer)
         self.target, self.klal = target, klal  # [N, C]
-        self.alike = self.of_one_op and not (klal.of_mass or klal.from_maps)
+        self.alike = self.layers_alike and not (klal.of_mass or klal.from_maps)
         self.target_here = target if at.split is None else at.split.take(target)
         self.losses = [torch.zeros(len(target), device=target.device)]  # [N] of each layer
 
@@ -247,7 +247,7 @@ class MapSum(MapReading):
         chosen: dict[int, tuple[int, ...]] | None = None,
     ) -> None:
         super().__init__(at, layers, over, head_weight, chosen)
-        self.alike = self.of_one_op
+        self.alike = self.layers_alike
         columns = at.columns if at.split is None else at.split.columns
         shape = len(at.rows.position), columns.shape[1]
         self.total = torch.zeros(shape, device=columns.device)  # of this rank's columns

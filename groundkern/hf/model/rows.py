@@ -49,10 +49,15 @@ class Rows:
         self.position = position.flatten().to(torch.int32)
         self.start = first_key.flatten()
         self.unbounded = None if unbounded is None else unbounded.flatten()
-        self.shape, self.rows = (batch, rows), rows  # of each sequence
+        self.shape = batch, rows
         self.shard = shard
         self._windows: dict[Window, QueryRows] = {}
         self._sharded: dict[Window, ShardedRows] = {}
+
+    @property
+    def rows(self) -> int:
+        """R, of each sequence."""
+        return self.shape[1]
 
     def at(self, window: Window) -> QueryRows:
         """The rows of a layer, built once for each window.
