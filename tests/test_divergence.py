@@ -36,7 +36,7 @@ WAYS = [
     ("js", "columns"),
     ("js", "renormalised"),
 ]
-BEYOND = {("kl", "columns", "triton"), ("reverse_kl", "renormalised", "triton")}
+BEYOND = ("reverse_kl", "renormalised", "triton")  # on these seeds torch is off by 0.6 eps
 ONE_ROW = 1  # byte: a block of every row
 
 
@@ -159,8 +159,8 @@ def test_it_is_as_close_as_torch(kind, over, dtype) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("kind", "over"), WAYS)
 def test_every_backend(request, kind, over, backend) -> None:
-    if (kind, over, backend) in BEYOND:
-        why = "3 % beyond the rule in the interpreter (dk, dhead_weight): not yet mended"
+    if (kind, over, backend) == BEYOND:
+        why = "dhead_weight is off by 3 eps, 3 % beyond the rule; native by 2.6, reference by 2.4"
         request.applymarker(pytest.mark.xfail(strict=True, reason=why))
     for of_model in (False, True):
         call = make_call(kind, over, torch.float32, of_model=of_model)
