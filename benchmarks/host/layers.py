@@ -57,7 +57,7 @@ def _attention_alone(self, hidden, attention_mask=None, position_ids=None, **kwa
 
 def model_of(layers: int, clock: Clock) -> nn.Module:
     """So small that torch's operators take hardly longer than their calls."""
-    model = models.build(_shape(layers), CPU, torch.float32)
+    model = models.build(_shape(layers), CPU, torch.bfloat16)
     for layer in model.model.language_model.layers:
         layer.clock, layer.forward = clock, MethodType(_attention_alone, layer)
     return model
