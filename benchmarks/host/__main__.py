@@ -6,6 +6,9 @@ the median over layers, less that of the same model without `gk_` inputs, is wha
 many of torch's operators it calls for that comes from a profile. The breakdown comes from rounds of
 its own: calls and microseconds of named functions, without the named ones that they call.
 
+bf16 is what a GPU trains with, and costs one launch less (docs/trainers/compile.md); attention
+alone then takes the CPU's time to compute, and not what a host pays for a GPU.
+
 `--compiled` measures the two ops alone instead, in a loop over layers: eager, and compiled as one
 graph, which takes half a minute before.
 """
@@ -37,10 +40,10 @@ TERMS = {
 }
 
 
-def added(terms: dict, rounds: int) -> tuple[list[float], list[float]]:
+def added(terms: dict, rounds: int, dtype: torch.dtype) -> tuple[list[float], list[float]]:
     """Microseconds that supervision adds to a layer's forward and backward, and those of a layer
     without it."""
-    with layers.steps(DEPTH, terms) as steps:
+    with layers.steps(DEPTH, terms, dtype) as steps:
         least = {name: torch.tensor(torch.inf) for name in steps}
         for number in range(rounds + WARM):
             for name, step in steps.items():
@@ -55,9 +58,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host", description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--only", default="", help="terms whose name contains this")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compiled", action="store_true", help="the ops alone, and compiled")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    dtype = getattr(torch, args.dtype)
     stamp = machine.stamp(layers.CPU)
     about = ", ".join(f"{name} {stamp[name]}" for name in ("python", "torch", "triton"))
     print(f"{stamp['processor']}, {about}; {DEPTH} layers, least of {args.rounds} rounds")
@@ -69,12 +74,12 @@ def main() -> None:
         for name, terms in TERMS.items():
             if args.only not in name:
                 continue
-            (forward, backward), plain = added(terms, args.rounds)
+            (forward, backward), plain = added(terms, args.rounds, dtype)
             print(f"{name}: {forward:.0f} us a layer forward, {backward:.0f} backward")
             print(f"  beside {plain[0]:.0f} and {plain[1]:.0f} us of attention alone")
-            more, alone = operators(terms)
+            more, alone = operators(terms, dtype)
             print(f"  {more:.0f} of torch's operators, beside {alone:.0f} of attention alone")
-            for line in breakdown(DEPTH, terms, args.rounds):
+            for line in breakdown(DEPTH, terms, args.rounds, dtype):
                 print(f"  {line}")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
+import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from benchmarks.host import layers
@@ -53,13 +54,13 @@ def _timed(spans: Spans) -> Iterator[None]:
         yield
 
 
-def breakdown(depth: int, terms: dict, rounds: int) -> list[str]:
+def breakdown(depth: int, terms: dict, rounds: int, dtype: torch.dtype) -> list[str]:
     """Lines of a table: microseconds and calls of a layer."""
     spans, least, functions = Spans(), {}, ALL_ATTENTION_FUNCTIONS
     with _timed(spans):
         main = functions["sdpa"]
         functions["sdpa"] = spans.timed("main pass", main)
-        with layers.steps(depth, terms) as steps:
+        with layers.steps(depth, terms, dtype) as steps:
             wrapper = functions["sdpa"]
             functions["sdpa"] = spans.timed("wrapper: attention function", wrapper)
             for number in range(rounds + WARM):

@@ -55,9 +55,9 @@ def _attention_alone(self, hidden, attention_mask=None, position_ids=None, **kwa
     return hidden + out.flatten(2)
 
 
-def model_of(layers: int, clock: Clock) -> nn.Module:
+def model_of(layers: int, clock: Clock, dtype: torch.dtype) -> nn.Module:
     """So small that torch's operators take hardly longer than their calls."""
-    model = models.build(_shape(layers), CPU, torch.bfloat16)
+    model = models.build(_shape(layers), CPU, dtype)
     for layer in model.model.language_model.layers:
         layer.clock, layer.forward = clock, MethodType(_attention_alone, layer)
     return model
@@ -68,10 +68,10 @@ def _shape(layers: int) -> Shape:
 
 
 @contextmanager
-def steps(layers: int, terms: dict) -> Iterator[dict[str, Step]]:
+def steps(layers: int, terms: dict, dtype: torch.dtype) -> Iterator[dict[str, Step]]:
     """Steps with and without supervision of one model, which is attached within the block."""
     clock = Clock()
-    model = attach(model_of(layers, clock), **terms)
+    model = attach(model_of(layers, clock, dtype), **terms)
     with mock.patch.object(models, "LEAST", LENGTH):
         batch = models.sample(_shape(layers), LENGTH, ROWS, CPU)
     plain = {name: x for name, x in batch.items() if not name.startswith("gk_")}

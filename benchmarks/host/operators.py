@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.host import layers
@@ -10,12 +11,12 @@ from benchmarks.host.layers import WARM, Step
 DEPTHS = (4, 12)  # what both call besides layers cancels
 
 
-def operators(terms: dict) -> tuple[float, float]:
+def operators(terms: dict, dtype: torch.dtype) -> tuple[float, float]:
     """Operators that supervision adds to a layer, forward and backward, and those of a layer
     without it."""
     counts: dict[str, list[int]] = {}
     for depth in DEPTHS:
-        with layers.steps(depth, terms) as steps:
+        with layers.steps(depth, terms, dtype) as steps:
             for name, step in steps.items():
                 counts.setdefault(name, []).append(_called(step))
     of_layer = {name: (y - x) / (DEPTHS[1] - DEPTHS[0]) for name, (x, y) in counts.items()}
