@@ -93,7 +93,7 @@ $(OLDEST)/.installed: | $(TOOLS)
 VERSIONS ?= 5.1.0 5.8.1 5.14.1 5.20.2 newest
 VERSION_TESTS := tests/hf/test_families.py tests/hf/test_family_geometry.py tests/hf/test_collator.py \
 	tests/hf/test_attach.py tests/hf/test_doctor.py tests/hf/test_examination.py \
-	tests/hf/test_processor.py tests/hf/zoo
+	tests/hf/test_processor.py tests/hf/test_beside.py tests/hf/zoo
 TRANSFORMERS := $(CURDIR)/build/transformers
 versions: $(VERSIONS:%=version-%)
 
