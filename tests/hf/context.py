@@ -213,12 +213,12 @@ def tried(name: str) -> dict[str, float | str]:
 
 
 def _supported(name: str) -> dict:
-    """Every method that a family's model supports."""
+    """Every method that a family's model supports and that does not need whole sequences."""
     family = families()[name]
     if family.processor is None:
         raise Unavailable("a processor that can be built here: there is none")
     reasons = supported_objectives(family.model())
-    return {key: how for key, how in METHODS["attention"].items() if reasons[key] is None}
+    return {key: how for key, how in SPLIT.items() if reasons[key] is None}
 
 
 def main(report: str, *names: str) -> None:
