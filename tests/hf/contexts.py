@@ -17,6 +17,7 @@ import torch.distributed as dist
 from accelerate import ParallelismConfig
 from accelerate.state import AcceleratorState, GradientState
 
+from benchmarks.families.zoo import families
 from benchmarks.ranks.fsdp2_on_cpu import shard_on_cpu
 from groundkern.hf import GroundingTrainer
 from tests.hf.samples import SAMPLES
@@ -49,6 +50,8 @@ def trainer_of(folder: Path, size: int, **settings) -> GroundingTrainer:
     }
     trainer = make_trainer(attached_model(), folder, **{**given, **settings})
     trainer.train_dataset = trainer.eval_dataset = list(SIX)
+    if readers > 1:  # one may have a micro-batch without images
+        trainer.processing_class = families()["qwen2_5_vl"].processor()
     return trainer
 
 
