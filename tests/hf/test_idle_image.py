@@ -43,8 +43,9 @@ def made(name: str):
 
 
 def text_batch(processor) -> dict[str, Tensor]:
-    """Two texts of unlike lengths that are trained."""
-    texts = ["Read the word.", "How much coal was mined in 1854? The chart shows 65 million tons."]
+    """Two texts of unlike lengths that are trained, for whose tokens no router of the zoo has two
+    experts within rounding of each other: it would choose another beside an image."""
+    texts = ["Read the word.", "How much coal was mined in 1862? The chart shows 65 million tons."]
     batch = dict(processor.tokenizer(texts, padding=True, return_tensors="pt"))
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     if marks_prefix(processor):
