@@ -27,6 +27,10 @@ from tests.hf.samples import SAMPLES, make_batch, weighted
 
 WEIGHTS = [f"gk_{group}_weight" for group in GROUPS]
 FEW = SAMPLES["qwen"][:2]
+WEIGHTED = {  # BASIC has no rows
+    kind: {name: how for name, how in methods.items() if name != "basic"}
+    for kind, methods in METHODS.items()
+}
 KINDS = ["attention", pytest.param("gradcam", marks=pytest.mark.long)]
 
 
@@ -137,7 +141,7 @@ def test_the_divergence_of_ease_by_hand(qwen):
 def test_the_loss_is_linear_in_the_weights(kind):
     """With the same rows and totals L(v + w) - L(0) = L(v) + L(w) - 2 L(0), gradients alike: a
     weight of 2 is twice the gradient of 1."""
-    model = attach(MODELS["qwen"](attention="eager"), **METHODS[kind]).train()
+    model = attach(MODELS["qwen"](attention="eager"), **WEIGHTED[kind]).train()
     batch = make_batch(model, FEW)
     generator = torch.Generator().manual_seed(0)
     draws = [
@@ -165,8 +169,7 @@ def test_the_loss_is_linear_in_the_weights(kind):
 def test_rows_of_weight_zero_are_as_if_they_were_not_there(kind):
     """Weights (1, 0) are the batch without the second sample's rows, and all 0 the text alone, to
     the bit and without NaN."""
-    methods = {name: how for name, how in METHODS[kind].items() if name != "basic"}  # has no rows
-    model = attach(MODELS["qwen"](attention="eager"), **methods).train()
+    model = attach(MODELS["qwen"](attention="eager"), **WEIGHTED[kind]).train()
     batch = make_batch(model, FEW)
     bare = {**batch}
     for group in (*GROUPS, "several"):
