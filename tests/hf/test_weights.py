@@ -12,6 +12,7 @@ from groundkern.hf import (
     Hist,
     Klal,
     LogitLens,
+    PatchText,
     attach,
     gate,
     row_counts,
@@ -141,7 +142,8 @@ def test_the_divergence_of_ease_by_hand(qwen):
 def test_the_loss_is_linear_in_the_weights(kind):
     """With the same rows and totals L(v + w) - L(0) = L(v) + L(w) - 2 L(0), gradients alike: a
     weight of 2 is twice the gradient of 1."""
-    model = attach(MODELS["qwen"](attention="eager"), **WEIGHTED[kind]).train()
+    methods = {**WEIGHTED[kind], "patch_text": PatchText()}  # its words count alike
+    model = attach(MODELS["qwen"](attention="eager"), **methods).train()
     batch = make_batch(model, FEW)
     generator = torch.Generator().manual_seed(0)
     draws = [
