@@ -71,16 +71,21 @@ def unsupported(*tensors: Tensor | None) -> str | None:
     return None
 
 
+def amd() -> bool:
+    """Whether devices are AMD's."""
+    return torch.version.hip is not None
+
+
 def at_most(registers: int) -> dict[str, int]:
     """The launch option for so many registers a thread, told to NVIDIA's assembler, which otherwise
     spills a few bytes for the sake of occupancy."""
-    return {} if torch.version.hip is not None or INTERPRETED else {"maxnreg": registers}
+    return {} if amd() or INTERPRETED else {"maxnreg": registers}
 
 
 def at_most_stages(stages: int) -> int:
     """How many stages a loop is pipelined in. On AMD at most two: nothing is copied ahead there but
     through registers, and more buffers would not fit its 64 KiB of shared memory."""
-    return min(stages, AMD_STAGES) if torch.version.hip is not None else stages
+    return min(stages, AMD_STAGES) if amd() else stages
 
 
 class Tile(NamedTuple):
@@ -222,7 +227,7 @@ def _launches_like(call: Call, device: torch.device) -> dict[Hashable, Any]:
     of_plan = signature([x for x in call.plan if not isinstance(x, int)])
     options = type(call.options), call.options, call.whole, sizes
     return kept_by(
-        (*options, signature(call.selection), of_plan, processors(device), small(device))
+        (*options, signature(call.selection), of_plan, processors(device), small(device), amd())
     )
 
 
@@ -273,7 +278,7 @@ def small(device: torch.device) -> bool:
         return False
     hopper, cards = (9, 0), (12, 0)
     capability = torch.cuda.get_device_capability(device)
-    return torch.version.hip is not None or not hopper <= capability < cards
+    return amd() or not hopper <= capability < cards
 
 
 def splits(device: torch.device, programs: int, tiles: int) -> int:

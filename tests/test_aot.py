@@ -131,7 +131,7 @@ from benchmarks.aot.recorder import recorded, triton
 
 target = compiling.TARGETS["sm_90"]
 run = partial(calls.linear_cross_entropy, calls.Sizes(), False, "", 0.0)
-*_, launch = (x for x in recorded("", run) if x.name == "row_kernel" and not x.small)
+*_, launch = (x for x in recorded("", run) if x.name == "row_kernel" and x.kind == "large")
 source, options = launch.source(target.gpu)
 code = compiling.instructions(triton.compile(source, target=target.gpu, options=options))
 found = loops(code)
@@ -178,11 +178,11 @@ c = torch.empty(64, 64, device="meta")
 found = {}
 for stages in (2, 3, 4):
     run = lambda: gemm.gemm[(1,)](a, b, c, 4096, 64, 64, 64, num_warps=4, num_stages=stages)
-    launch, _ = recorded("bfloat16", run)
+    launch, *_ = recorded("bfloat16", run)
     for target in ("sm_80", "sm_90") if stages == 3 else ("sm_90",):
         found[f"{target} {stages}"] = compiled(launch, target)
 run = lambda: gemm.gemm[(1,)](a, b[:, 1:], c, 4095, 64, 64, 64, num_warps=4, num_stages=3)
-launch, _ = recorded("bfloat16", run)
+launch, *_ = recorded("bfloat16", run)
 found["odd"] = compiled(launch, "sm_90")
 found["gfx942"] = compiled(launch, "gfx942")
 print(json.dumps(found))
@@ -221,7 +221,7 @@ for rows, tile in enumerate((Tile(64, 32, 8, 3), Tile(64, 32, 4, 2), Tile(64, 32
     triton_launch.TILES[("forward", False, 128)] = tile
     sizes = calls.Sizes(dim=64, rows=rows)  # calls that are alike have the launch of the first
     run = partial(calls.side_attention, sizes, True, True, 0.0)
-    (launch,) = (x for x in recorded(f"side_attention bfloat16 {tile}", run) if not x.small)
+    (launch,) = (x for x in recorded(f"side_attention bfloat16 {tile}", run) if x.kind == "large")
     failures[str(tile[2:4])] = compiling.compiled(launch, "sm_90")["failure"]
 print(json.dumps(failures))
 """
@@ -229,3 +229,20 @@ print(json.dumps(failures))
     assert failures["(8, 3)"].endswith("wanted wgmma with at least 32 columns, got 16")
     assert failures["(4, 2)"].endswith("wanted at least 2 copies in flight, got 0")
     assert failures["(4, 3)"] is None
+
+
+def test_wide_heads_do_not_spill_on_amd(tmp_path: Path) -> None:
+    """With eight warps 804 bytes of each thread did."""
+    program = """
+import json
+from functools import partial
+from benchmarks.aot import calls, compiling
+from benchmarks.aot.recorder import recorded
+
+run = partial(calls.attention_map, calls.Sizes(dim=192, rows=2), "map", "value", "columns", 0.0)
+found = [x for x in recorded("", run) if (x.kind, x.name) == ("AMD", "backward_dq_kernel")]
+print(json.dumps([compiling.compiled(x, "gfx942", read=False) for x in found]))
+"""
+    (found,) = run(program, TRITON_CACHE_DIR=str(tmp_path))
+    assert found["failure"] is None and found["spills"] == 0
+    assert found["registers"] > 256

@@ -50,7 +50,7 @@ def selected(options: argparse.Namespace) -> Iterator[tuple[LabelledLaunch, str,
         if not only.search(f"{launch.label} {launch.kernel.__name__}"):
             continue
         for target in options.target or TARGETS:
-            if TARGETS[target].small != launch.small:
+            if TARGETS[target].kind != launch.kind:
                 continue
             of = "gfx942" if OF_AMD in launch.label else "sm_90"
             if options.subset and launch.edge and target != of:

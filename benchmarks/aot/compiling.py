@@ -26,19 +26,19 @@ from benchmarks.aot.wanted import unmet
 class Target:
     """A device to compile for.
 
-    shared: bytes of shared memory that one program may use. small: as `groundkern.tiles.small`.
+    shared: bytes of shared memory that one program may use. kind: one of `recorder.KINDS`.
     """
 
     gpu: GPUTarget
     shared: int
-    small: bool = False
+    kind: str = "large"
 
 
 TARGETS = {
-    "sm_80": Target(GPUTarget("cuda", 80, 32), 166_912, small=True),
+    "sm_80": Target(GPUTarget("cuda", 80, 32), 166_912, "small"),
     "sm_90": Target(GPUTarget("cuda", 90, 32), 232_448),
     "sm_100": Target(GPUTarget("cuda", 100, 32), 232_448),
-    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 65_536, small=True),
+    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 65_536, "AMD"),
 }
 MATRIX = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma_\w+")
 UTCHMMA = "UTCHMMA"  # only TTGIR says its shape

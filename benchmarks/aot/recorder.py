@@ -28,6 +28,12 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 from benchmarks.launches.noting import Launch, noted
 from groundkern import tiles
 
+# What `groundkern.tiles` is told of the devices of a kind.
+KINDS = {
+    "large": {"small": lambda _: False, "amd": lambda: False},
+    "small": {"small": lambda _: True, "amd": lambda: False},
+    "AMD": {"small": lambda _: True, "amd": lambda: True},
+}
 RESOURCES = ("num_warps", "num_stages", "maxnreg")
 
 
@@ -36,12 +42,12 @@ class LabelledLaunch(Launch):
     """One recorded launch.
 
     label: the call it belongs to. edge: one of `edges`, of which only registers, shared memory and
-    spills are read. small: as on a device that needs the smaller tiles (`groundkern.tiles.small`).
+    spills are read. kind: of device, one of KINDS.
     """
 
     label: str
     edge: bool = False
-    small: bool = False
+    kind: str = "large"
 
     @property
     def tile(self) -> str:
@@ -52,10 +58,6 @@ class LabelledLaunch(Launch):
     def specialised(self, gpu: GPUTarget) -> tuple[dict, list[tuple], dict]:
         """(arguments by name, (type, specialisation) of each, launch options)."""
         given = dict(self.options)
-        if gpu.backend == "hip":  # as `Tile.constants` has it there
-            given.pop("maxnreg", None)
-            if "num_stages" in given:
-                given["num_stages"] = min(given["num_stages"], tiles.AMD_STAGES)
         given["debug"] = given.get("debug", self.kernel.debug) or triton.knobs.runtime.debug
         given["instrumentation_mode"] = triton.knobs.compilation.instrumentation_mode
         return _binder(self.kernel, gpu)[1](*self.arguments, **given)
@@ -82,9 +84,9 @@ def _binder(kernel: JITFunction, gpu: GPUTarget) -> tuple[BaseBackend, Callable]
 
 
 def recorded(label: str, run: Callable[[], object], edge: bool = False) -> Iterator[LabelledLaunch]:
-    """The launches `run()` would make, on large devices and on small ones."""
-    for small in (False, True):
-        with mock.patch.object(tiles, "small", return_value=small), noted(launch=False) as seen:
+    """The launches `run()` would make, on each kind of device."""
+    for kind, answers in KINDS.items():
+        with mock.patch.multiple(tiles, **answers), noted(launch=False) as seen:
             run()
         for x in seen:
-            yield LabelledLaunch(x.kernel, x.arguments, x.grid, x.options, label, edge, small)
+            yield LabelledLaunch(x.kernel, x.arguments, x.grid, x.options, label, edge, kind)

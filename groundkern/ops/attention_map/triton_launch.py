@@ -54,6 +54,8 @@ SMALL_TILES = {  # of other devices (`tiles.small`)
     (True, 128): Tile(16, 32, 8),
     (True, 512): Tile(16, 32, 8, 1),
 }
+# Four warps of 64 lanes have 512 registers a lane, eight have 256 and spill above a width of 128.
+AMD_TILES = SMALL_TILES | {(False, 128): SMALL_TILES[False, 512], (False, 512): Tile(16, 32, 4)}
 # At most, where a loop loads more than keys: rows, or values too. Of two operands two copies are in
 # flight at the wait, as of keys alone with a stage more.
 SEVERAL_STAGES = 3
@@ -73,7 +75,7 @@ def _tile(inputs: Inputs, options: Options) -> Tile:
     odd = any(dim % 16 != 0 for dim in held)
     dims = [max(tiles.width(sum(map(tiles.width, held))), 256 if options.softcap else 0) - odd]
     packed = q.shape[0] * (q.shape[1] // k.shape[1])
-    table = SMALL_TILES if tiles.small(q.device) else TILES
+    table = AMD_TILES if tiles.amd() else SMALL_TILES if tiles.small(q.device) else TILES
     return table[tiles.tile_key(table, (q.dtype == torch.float32,), dims, packed)]
 
 
