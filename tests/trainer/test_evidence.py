@@ -294,18 +294,22 @@ def test_presets_name_what_there_is(preset):
         assert study.drawings.task in study.described()
 
 
+OF_ONE_PHRASE = ("word_pages", "asked_line")  # the whole answer: its rows are the phrase's
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("study", presets.CPU.studies, ids=lambda study: study.name)
 def test_every_method_takes_a_step_of_its_own_on_its_task(study, tmp_path, monkeypatch):
-    small = {"samples": 12, "held_out": 6, "batch_size": 4, "steps": 1, "every": 1}
+    small = {"samples": 12, "held_out": 6, "batch_size": 4, "steps": 2, "every": 2}
     own, trained = Desk(tmp_path, replace(study, **small, model="quick", start="scratch")), []
-    make = own._model
+    make, weights = own._model, {}
     monkeypatch.setattr(own, "_model", lambda seed: trained.append(make(seed)) or trained[-1])
-    for method in study.methods:
+    for method in study.methods:  # of chosen heads, a plain run comes before its own
         own.curve(method, 0)
-    weights = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in trained]
-    for (one, left), (other, right) in combinations(zip(study.methods, weights, strict=True), 2):
-        assert not torch.equal(left, right), (one, other)
+        weights[method] = torch.cat([p.detach().flatten() for p in trained[-1].parameters()])
+    for one, other in combinations(study.methods, 2):
+        alike = study.name in OF_ONE_PHRASE and (one, other) == ("klal", "klal_phrase")
+        assert torch.equal(weights[one], weights[other]) == alike, (one, other)
 
 
 def test_a_study_may_have_seeds_of_its_own(monkeypatch):
