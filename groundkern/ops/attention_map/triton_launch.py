@@ -49,6 +49,7 @@ TILES = {  # of Hopper and the Blackwell of data centres
     (True, 512): Tile(16, 32, 8, 1),
 }
 SMALL_TILES = {  # of other devices (`tiles.small`)
+    (False, 255): Tile(16, 32, 8, 4, 255),
     (False, 512): Tile(16, 32, 8, 4, 168),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),
