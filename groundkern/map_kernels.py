@@ -161,15 +161,6 @@ def exp(x, y):
 
 
 @helper
-def ds(x, uz, some, log_p, dnorm):
-    """The gradient at a capped score; 0 at a key that the row does not see, also of NaN."""
-    total = tl.where(some, uz, 0.0)
-    if x.dnorm is not None:
-        total = tl.where(log_p != -INFINITE, total + exp(x, log_p) * dnorm, 0.0)
-    return total
-
-
-@helper
 def rectified(value):
     """relu; NaN stays NaN."""
     return tl.where(value < 0.0, 0.0, value)

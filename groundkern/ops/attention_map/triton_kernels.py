@@ -366,7 +366,9 @@ def _backward_dq_kernel(
             dvalue = tl.where(passed, mk.exp(x, log_p) * above, 0.0)
             dg += tk.dot(dvalue.to(v.dtype), v)
         uz = _uz(x, above, log_p, value, factor[:, None], KIND, RECTIFY)
-        ds = mk.ds(x, uz, some, log_p, dnorm[:, None])
+        ds = tl.where(some, uz, 0.0)
+        if x.dnorm is not None:
+            ds += mk.exp(x, log_p) * dnorm[:, None]
         dq += tk.dot(tk.uncapped_gradient(ds, raw, x.softcap).to(k.dtype), k)
     n, head, mask = ak.row_tile_again(x, BLOCK_M)
     at = n.to(tl.int64) * x.heads + head
@@ -437,7 +439,9 @@ def _backward_dkv_kernel(
             dvalue = tl.where(passed, mk.exp(x, log_p) * above, 0.0)
             dv = mk.add_product(dv, dvalue.to(g.dtype), g)
         uz = _uz(x, above, log_p, value, factor[:, None], KIND, RECTIFY)
-        ds = mk.ds(x, uz, some, log_p, dnorm[:, None])
+        ds = tl.where(some, uz, 0.0)
+        if x.dnorm is not None:
+            ds += mk.exp(x, log_p) * dnorm[:, None]
         ds = tk.uncapped_gradient(ds, raw, x.softcap)
         dk = mk.add_product(dk, ds.to(q.dtype), q)
     mk.store_keys(dk_ptr, to, stored, dk, x.scale, BLOCK_M, D)

@@ -31,10 +31,10 @@ from groundkern.tile_kernels import Heads, Keys
 from groundkern.tiles import Launcher, Scratch, Tile
 
 # (4-byte operands, largest sum of head dimensions: of q and of values; with a softcap of q twice,
-# and at least 256; one less where 16 does not divide them and loads are of 16 bits) -> tile of all
-# kernels of this op. 4 warps on 64 lanes: of 8, each half computes all scores again for the second
-# product. Every row is an untuned first guess: compiled by `make aot`, never timed on a device.
-# `make gpu` finds better ones.
+# and with either at least 256; one less where 16 does not divide them and loads are of 16 bits) ->
+# tile of all kernels of this op. 4 warps on 64 lanes: of 8, each half computes all scores again for
+# the second product. Every row is an untuned first guess: compiled by `make aot`, never timed on a
+# device. `make gpu` finds better ones.
 TILES = {  # of Hopper and the Blackwell of data centres
     (False, 63): Tile(16, 64, 8, 4, 255),
     (False, 64): Tile(64, 64, 4, 4, 255),
@@ -74,7 +74,8 @@ def _tile(inputs: Inputs, options: Options) -> Tile:
     # torch.compile would reason for minutes about powers of two of symbolic ones.
     held = [x.shape[-1] for x in (q, v, q if options.softcap else None) if x is not None]
     odd = any(dim % 16 != 0 for dim in held)
-    dims = [max(tiles.width(sum(map(tiles.width, held))), 256 if options.softcap else 0) - odd]
+    least = 256 if options.softcap or v is not None else 0
+    dims = [max(tiles.width(sum(map(tiles.width, held))), least) - odd]
     packed = q.shape[0] * (q.shape[1] // k.shape[1])
     table = AMD_TILES if tiles.amd() else SMALL_TILES if tiles.small(q.device) else TILES
     return table[tiles.tile_key(table, (q.dtype == torch.float32,), dims, packed)]
