@@ -86,7 +86,7 @@ def test_every_table_of_the_zoo_is_what_is_measured(name):
         found, error = compared(model, processor, size)
         assert found.placed == found.tokens > 0, size
         if (name, size) == ("deepseek_vl_hybrid", SIZES[2]) and found.worst > error:
-            pytest.xfail(f"{found.worst} pixels, error {error}: its towers round sides differently")
+            pytest.xfail(f"{found.worst} pixels, error {error}: two towers, extents 4 % short")
         assert found.worst <= error, size
 
 
