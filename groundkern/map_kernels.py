@@ -311,9 +311,9 @@ def merge_both(parts, out, at, to, size, span, mask, scale, D: tl.constexpr, DV:
 
 @helper
 def store_parts(dq_ptr, dg_ptr, at, mask, dq, dg, D: tl.constexpr, DV: tl.constexpr):
-    tk.store_tile(dq_ptr, at, mask, dq, D)
+    ak.store_quarters(dq_ptr, at, mask, dq, D)
     if dg_ptr is not None:
-        tk.store_tile(dg_ptr, at, mask, dg, DV)
+        ak.store_quarters(dg_ptr, at, mask, dg, DV)
 
 
 @helper
