@@ -227,7 +227,7 @@ def _launches_like(call: Call, device: torch.device) -> dict[Hashable, Any]:
     of_plan = signature([x for x in call.plan if not isinstance(x, int)])
     options = type(call.options), call.options, call.whole, sizes
     return kept_by(
-        (*options, signature(call.selection), of_plan, processors(device), small(device), amd())
+        (*options, signature(call.selection), of_plan, processors(device), small(device))
     )
 
 

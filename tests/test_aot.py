@@ -245,4 +245,3 @@ print(json.dumps([compiling.compiled(x, "gfx942", read=False) for x in found]))
 """
     (found,) = run(program, TRITON_CACHE_DIR=str(tmp_path))
     assert found["failure"] is None and found["spills"] == 0
-    assert found["registers"] > 256

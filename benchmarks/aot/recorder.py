@@ -27,6 +27,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from benchmarks.launches.noting import Launch, noted
 from groundkern import tiles
+from groundkern.kept import nothing_kept
 
 # What `groundkern.tiles` is told of the devices of a kind.
 KINDS = {
@@ -86,7 +87,7 @@ def _binder(kernel: JITFunction, gpu: GPUTarget) -> tuple[BaseBackend, Callable]
 def recorded(label: str, run: Callable[[], object], edge: bool = False) -> Iterator[LabelledLaunch]:
     """The launches `run()` would make, on each kind of device."""
     for kind, answers in KINDS.items():
-        with mock.patch.multiple(tiles, **answers), noted(launch=False) as seen:
+        with mock.patch.multiple(tiles, **answers), nothing_kept(), noted(launch=False) as seen:
             run()
         for x in seen:
             yield LabelledLaunch(x.kernel, x.arguments, x.grid, x.options, label, edge, kind)

@@ -68,7 +68,7 @@ def main() -> None:
     print(f"{stamp['processor']}, {about}; {DEPTH} layers, least of {args.rounds} rounds")
     with stand_in():
         if args.compiled:
-            for name, (forward, backward) in of_ops(DEPTH, args.rounds).items():
+            for name, (forward, backward) in of_ops(DEPTH, args.rounds, dtype).items():
                 print(f"{name}: {forward:.0f} us a layer forward, {backward:.0f} backward")
             return
         for name, terms in TERMS.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,14 +15,16 @@ from groundkern import KeySets, QueryRows, attention_kl, side_attention
 ROWS, COLUMNS = 16, 56
 
 
-def of_ops(depth: int, rounds: int) -> dict[str, tuple[float, float]]:
+def of_ops(depth: int, rounds: int, dtype: torch.dtype) -> dict[str, tuple[float, float]]:
     """Least microseconds a layer, forward and backward, of side attention and a KL over columns."""
-    loss, inputs = _loss_of(depth)
+    loss, inputs = _loss_of(depth, dtype)
     runs = {"eager": loss, "torch.compile": torch.compile(loss, fullgraph=True)}
     return {name: _least(run, inputs, depth, rounds) for name, run in runs.items()}
 
 
-def _loss_of(depth: int) -> tuple[Callable[..., Tensor], list[tuple[Tensor, ...]]]:
+def _loss_of(
+    depth: int, dtype: torch.dtype
+) -> tuple[Callable[..., Tensor], list[tuple[Tensor, ...]]]:
     place = torch.arange(LENGTH - ROWS, LENGTH, dtype=torch.int32)
     first = torch.zeros_like(place)
     members = torch.rand(2, LENGTH, generator=torch.Generator().manual_seed(0)) < 0.5
@@ -29,7 +32,8 @@ def _loss_of(depth: int) -> tuple[Callable[..., Tensor], list[tuple[Tensor, ...]
     columns = torch.arange(COLUMNS, dtype=torch.int32)[None]
     target = torch.rand(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
     shapes = (ROWS, HEADS, DIM), (1, KV_HEADS, LENGTH, DIM), (1, KV_HEADS, LENGTH, DIM)
-    inputs = [tuple(torch.randn(x).requires_grad_() for x in shapes) for _ in range(depth)]
+    new = partial(torch.randn, dtype=dtype, requires_grad=True)
+    inputs = [tuple(map(new, shapes)) for _ in range(depth)]
 
     def loss(layers: list[tuple[Tensor, ...]]) -> Tensor:
         *of_rows, bits = selection

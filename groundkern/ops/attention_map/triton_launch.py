@@ -55,8 +55,8 @@ SMALL_TILES = {  # of other devices (`tiles.small`)
     (True, 128): Tile(16, 32, 8),
     (True, 512): Tile(16, 32, 8, 1),
 }
-# Four warps of 64 lanes have 512 registers a lane, eight have 256 and spill above a width of 128.
-AMD_TILES = SMALL_TILES | {(False, 128): SMALL_TILES[False, 512], (False, 512): Tile(16, 32, 4)}
+# Four warps of 64 lanes have 512 registers a lane, eight have 256 and spill at widths from 256 on.
+AMD_TILES = SMALL_TILES | {(False, 512): Tile(16, 32, 4)}
 # At most, where a loop loads more than keys: rows, or values too. Of two operands two copies are in
 # flight at the wait, as of keys alone with a stage more.
 SEVERAL_STAGES = 3
