@@ -8,7 +8,8 @@ from tests.ops.edges import EDGES
 from tests.ops.test_contract import BACKENDS, BESIDES, CPU, DTYPES, hold, oracles_of
 
 # The interpreter is slow, so it runs these alone, in fp32. tests/ops/test_gpu_wide.py runs all.
-TRITON = ("ones", "odd", "unaligned", "nothing_visible", "one_row")
+# dims_256_256: sums of 256 columns are stored a quarter at a time.
+TRITON = ("ones", "odd", "unaligned", "nothing_visible", "one_row", "dims_256_256")
 PARAMETERS = [
     pytest.param(edge, backend, dtype, id=f"{dtype}-{edge}-{backend}")
     for edge in EDGES
